@@ -1,0 +1,226 @@
+"""What a run is: every knob that changes a result, and nothing else.
+
+Torch-free. What does not change a result (folders, device, threads) is `crm.machine.Machine`. A config has one written
+form, flat dotted paths (`{"masking.ratio": 0.3}`), used in sweeps, `--set`, config.json, tracking and data frames.
+The defaults are the published Swin-T setting on the MF data set under the clean recipe; experiments state what differs.
+"""
+
+import ast
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from hashlib import sha256
+from typing import Any, TypeVar
+
+from crm.names import unknown
+
+T = TypeVar("T", bound=Any)
+
+SCHEMA = 1  # version of what is written to disk; raised when a reader would misread an older record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    dataset: str = "mf"  # a key of crm.data.specs.DATASETS
+    size: tuple[int, int] = (480, 640)  # height, width of a frame in pixels; other frames are resized to it
+    crop: tuple[int, int] = (240, 320)  # height, width of a training crop, pixels
+    scale: tuple[float, float] = (0.5, 2.0)  # range of the random resize before the crop, relative to `size`
+    flip: float = 0.5  # probability of a horizontal flip
+    jitter: float = 1.0  # strength of the photometric jitter; 0 is off
+    train_images: int = 0  # the first n of the split; 0 is all of it
+    val_images: int = 0
+    test_images: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    embed: int = 96  # channels of the first Swin stage; they double at each stage
+    depths: tuple[int, ...] = (2, 2, 6, 2)  # blocks of the four stages
+    heads: tuple[int, ...] = (3, 6, 12, 24)  # attention heads of the four stages
+    window: int = 7  # side of an attention window, tokens
+    drop_path: float = 0.3  # stochastic depth of the last block; grows linearly from 0
+    fusion: str = "max"  # a key of crm.model.fusion.FUSIONS
+    share_from: int = 4  # first Swin stage whose blocks both branches share; 4 shares none
+    width: int = 256  # channels of the pixel decoder and of a query
+    queries: int = 100
+    encoder_layers: int = 6  # deformable layers of the pixel decoder
+    encoder_ffn: int = 1024
+    decoder_layers: int = 9  # masked-attention layers of the query decoder
+    decoder_ffn: int = 2048
+    decoder_heads: int = 8  # attention heads of both decoders
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masking:
+    kind: str = "random_complementary"  # a key of crm.masking.MASKINGS
+    shape: str = "patch"  # a key of crm.masking.SHAPES
+    ratio: float = 0.5  # share of patches (or of the area) hidden by one mask
+    patch: int = 32  # side of a patch, pixels
+    drop: float = 0.25  # modality dropout: probability that a modality is hidden whole, per modality, never both
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    # weights of the terms; a term of weight 0 is not computed, nor are the head passes that only it needs
+    fused: float = 1.0  # supervision of the fused features, clean input
+    rgb: float = 1.0  # modality-wise supervision, RGB features alone
+    thermal: float = 1.0  # modality-wise supervision, thermal features alone
+    masked: float = 1.0  # supervision of the fused features, masked input
+    complementary: float = 1.0  # L_SDC: fused clean teaches fused masked
+    non_local: float = 1.0  # L_SDN: fused clean teaches RGB masked and thermal masked
+    # inside one supervised term
+    class_weight: float = 2.0
+    mask_weight: float = 5.0
+    dice_weight: float = 5.0
+    no_object: float = 0.1  # class weight of "no object"
+    points: int = 12_544  # points sampled per mask
+    oversample: float = 3.0  # candidates per uncertain point
+    importance: float = 0.75  # share of points taken where the mask is uncertain
+    count_padding: bool = False  # padded rows and columns act as negatives (True in the released code)
+    count_ignored: bool = False  # ignored pixels act as negatives (True in the released code)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    lr: float = 1e-4
+    backbone_factor: float = 0.1  # learning rate of both Swins, mask tokens and fusion norms, relative to lr
+    weight_decay: float = 0.05
+    clip: float = 0.01  # global L2 norm of the gradient
+    power: float = 0.9  # polynomial decay per step, to zero at the last one
+    warmup: int = 0  # steps of linear warm-up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    data: Data = Data()
+    model: Model = Model()
+    masking: Masking = Masking()
+    loss: Loss = Loss()
+    optim: Optim = Optim()
+    batch: int = 14  # images per step
+    steps: int = 35_000
+    val_every: int = 280  # steps between validations; 0 is only at the end
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+def _check(config: Config) -> None:
+    """Refuses values that cannot work, alone or together, naming the fields."""
+    data, model, masking, loss = config.data, config.model, config.masking, config.loss
+    positive = {"batch": config.batch, "steps": config.steps, "loss.points": loss.points, "model.queries": model.queries}
+    for path, value in positive.items():
+        if value < 1:
+            raise ValueError(f"{path} must be at least 1, not {value}")
+    shares = {"masking.ratio": masking.ratio, "masking.drop": masking.drop, "data.flip": data.flip}
+    shares |= {"loss.importance": loss.importance, "model.drop_path": model.drop_path}
+    for path, value in shares.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{path} must be between 0 and 1, not {value}")
+    if masking.drop > 0.5:
+        raise ValueError(f"masking.drop must be at most 0.5 (never both modalities), not {masking.drop}")
+    if masking.patch < 4 or masking.patch % 4:
+        raise ValueError(f"masking.patch must be a multiple of 4 pixels (one token), not {masking.patch}")
+    if len(model.depths) != 4 or len(model.heads) != 4:
+        raise ValueError(f"model.depths and model.heads need 4 stages, not {model.depths} and {model.heads}")
+    for stage, heads in enumerate(model.heads):
+        if model.embed * 2**stage % heads:
+            raise ValueError(f"model.heads[{stage}] = {heads} must divide model.embed * {2**stage}")
+    if model.width % model.decoder_heads or model.width % 32:
+        raise ValueError(f"model.width must be a multiple of model.decoder_heads and of 32, not {model.width}")
+    if not 0 <= model.share_from <= 4:
+        raise ValueError(f"model.share_from must be 0 to 4, not {model.share_from}")
+    if data.scale[0] > data.scale[1] or data.scale[0] <= 0:
+        raise ValueError(f"data.scale must be a rising range above 0, not {data.scale}")
+    if any(crop > side * data.scale[0] for crop, side in zip(data.crop, data.size, strict=True)):
+        raise ValueError(f"data.crop {data.crop} does not fit into data.size {data.size} scaled by {data.scale[0]}")
+    weights = {f.name: getattr(loss, f.name) for f in fields(loss) if f.name in TERMS}
+    if negative := [name for name, weight in weights.items() if weight < 0]:
+        raise ValueError(f"loss.{negative[0]} must not be negative")
+    if not (loss.fused or loss.rgb or loss.thermal or loss.masked):
+        raise ValueError("one of loss.fused, loss.rgb, loss.thermal, loss.masked must be above 0")
+    needs_mask = [name for name in ("masked", "complementary", "non_local") if weights[name]]
+    if masking.kind == "none" and needs_mask:
+        raise ValueError(f"masking.kind is 'none', so loss.{needs_mask[0]} must be 0: there is no masked input")
+
+
+TERMS = ("fused", "rgb", "thermal", "masked", "complementary", "non_local")  # the weighted terms of Loss
+
+
+def override(config: T, changes: Mapping[str, Any], prefix: str = "") -> T:
+    """`config` with dotted paths replaced together: `override(config, {"masking.ratio": 0.3, "seed": 2})`."""
+    names = [f.name for f in fields(config)]
+    inner: dict[str, dict[str, Any]] = {}
+    new: dict[str, Any] = {}
+    for path, value in changes.items():
+        name, _, rest = path.partition(".")
+        if name not in names:
+            raise unknown("setting", prefix + path, _nearby(config, prefix, path))
+        old = getattr(config, name)
+        if is_dataclass(old) != bool(rest):
+            raise unknown("setting", prefix + path, flatten(config, prefix))
+        if rest:
+            inner.setdefault(name, {})[rest] = value
+        else:
+            new[name] = _as(old, value, prefix + path)
+    new |= {name: override(getattr(config, name), part, f"{prefix}{name}.") for name, part in inner.items()}
+    return replace(config, **new)
+
+
+def _nearby(config: Any, prefix: str, path: str) -> list[str]:
+    """The settings to list for a wrong path: those of its part, or all of them if the part is wrong too."""
+    whole = flatten(Config()) if not isinstance(config, Config) else flatten(config)
+    part = [known for known in whole if known.startswith(prefix)] if prefix else list(whole)
+    return part or list(flatten(config, prefix))
+
+
+def _as(old: Any, value: Any, path: str) -> Any:
+    """`value` if it has the type of the field it replaces; JSON's int and list stand in for float and tuple."""
+    if isinstance(old, float) and type(value) is int:
+        return float(value)
+    if isinstance(old, tuple) and isinstance(value, (list, tuple)):
+        if all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in value):
+            if len(value) != len(old):
+                raise ValueError(f"{path} takes {len(old)} numbers, as in {old}, not {value!r}")
+            return tuple(_as(kept, item, path) for kept, item in zip(old, value, strict=True))
+    elif type(value) is type(old):
+        return value
+    raise ValueError(f"{path} takes a {type(old).__name__}, as in {old!r}, not {value!r}")
+
+
+def parse_set(text: str) -> tuple[str, Any]:
+    """`masking.ratio=0.3` as path and value; what is not a Python literal is a string."""
+    path, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set takes path=value, as in masking.ratio=0.3, not {text!r}")
+    value = {"true": "True", "false": "False"}.get(value.strip().lower(), value.strip())
+    try:
+        return path.strip(), ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return path.strip(), value
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted paths to plain values: the one written form of a config."""
+    flat: dict[str, Any] = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        flat |= flatten(value, f"{prefix}{f.name}.") if is_dataclass(value) else {prefix + f.name: value}
+    return flat
+
+
+def difference(config: Config, reference: Config) -> dict[str, Any]:
+    """The dotted paths whose values differ from `reference`, with this config's values."""
+    there = flatten(reference)
+    return {path: value for path, value in flatten(config).items() if value != there[path]}
+
+
+def run_id(config: Config) -> str:
+    """Twelve hex digits naming what differs from the defaults.
+
+    A new field keeps every old id when its default means "as before"; a changed default is caught when its run is
+    reopened (`crm.records.open_run`).
+    """
+    delta = json.dumps(difference(config, Config()), sort_keys=True)
+    return sha256(delta.encode()).hexdigest()[:12]

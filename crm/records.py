@@ -1,0 +1,289 @@
+"""A run on disk: the folder is the truth, and every reader and writer of it goes through this file.
+
+    runs/<id>/config.json        every setting of the run, flat, with the schema version
+              provenance.json    commit, code, library versions, data manifest, hardware of the first attempt
+              numerics.json      device, threads and passes that every attempt must use
+              claim.json         the live attempt: token, process; absent when nobody works on the run
+              attempts/          claims of the attempts before
+              journal.jsonl      one line per log step, validation, evaluation, attempt and ending
+              progress.json      the newest step, for whoever looks
+              failure.json       why the last attempt failed
+              log.txt            what the attempts printed
+              checkpoints/       last.safetensors, last.previous.safetensors, val_best.safetensors
+              result.json        its existence means: trained
+              evals/<selection>/<condition>.npz   per-image confusion matrices; its existence means: evaluated
+
+Torch-free; numpy is loaded only by whoever reads confusion matrices.
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psutil
+
+from crm.conditions import Condition
+from crm.config import SCHEMA, Config, flatten, override, run_id
+
+
+class Superseded(RuntimeError):
+    """This attempt lost its claim on the run to a newer one, so it may write nothing more."""
+
+
+class Moved(ValueError):
+    """A run folder was recorded under other values than the ones asked for."""
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+def write_json(path: Path, value: Any) -> None:
+    """All or nothing, and on disk when it returns, so that a killed job leaves no half file."""
+    write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Temporary file, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+    try:
+        with scratch.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """The file's value, or None where there is no such file."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    digest = sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------- the folder
+
+
+def open_run(runs: Path, config: Config) -> Path:
+    """The folder of this run, new or resumed.
+
+    Raises Moved for a folder that was recorded under other values: a default has changed since.
+    """
+    folder = runs / run_id(config)
+    wanted = json.loads(json.dumps(flatten(config)))
+    if (written := read_json(folder / "config.json")) is not None:
+        _refuse_moved(folder, written, wanted)
+    else:
+        write_json(folder / "config.json", {"schema": SCHEMA, "id": folder.name, "config": wanted})
+    return folder
+
+
+def _refuse_moved(folder: Path, written: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """A recorded setting that is gone or has another value now means that the default moved under the run."""
+    if written["schema"] != SCHEMA:
+        raise Moved(f"{folder} has record schema {written['schema']}, this version reads {SCHEMA}")
+    recorded = written["config"]
+    moved = [f"{path} (was {recorded[path]!r}, now {wanted.get(path)!r})"
+             for path in sorted(recorded) if recorded[path] != wanted.get(path)]  # fmt: skip
+    if moved:
+        raise Moved(f"{folder} was recorded under other values of {', '.join(moved)}; use another --runs folder")
+
+
+def read_config(folder: Path) -> Config:
+    """The config a run folder was recorded under; FileNotFoundError where it is none."""
+    written = read_json(folder / "config.json")
+    if written is None:
+        raise FileNotFoundError(f"{folder} is no run folder: it has no config.json")
+    return override(Config(), written["config"])
+
+
+def evaluation(folder: Path, selection: str, condition: Condition) -> Path:
+    """The file that holds one evaluation's confusion matrices."""
+    return folder / "evals" / selection / f"{condition.name}.npz"
+
+
+def lacking(folder: Path, selection: str, conditions: Sequence[Condition]) -> list[Condition]:
+    """The conditions this run has not been evaluated under."""
+    return [condition for condition in conditions if not evaluation(folder, selection, condition).exists()]
+
+
+# ---------------------------------------------------------------------------------------------- journal
+
+
+def append(folder: Path, event: str, **values: Any) -> None:
+    """One line of the journal, stamped with the time (seconds, UTC epoch).
+
+    A torn last line, left by a writer that was killed, is ended first so that it spoils no other.
+    """
+    line = json.dumps({"event": event, "time": round(time.time(), 3), **values}).encode() + b"\n"
+    with (folder / "journal.jsonl").open("ab+") as file:
+        if file.tell() and not _ends_with_newline(file):
+            line = b"\n" + line
+        file.write(line)
+
+
+def _ends_with_newline(file: Any) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def journal(folder: Path) -> list[dict[str, Any]]:
+    """The journal's lines in order; for `train` and `val`, a step that was redone after a resume counts once, the last.
+
+    Lines torn by a kill are left out.
+    """
+    lines: dict[Any, dict[str, Any]] = {}
+    for number, line in enumerate(_lines(folder / "journal.jsonl")):
+        redone = line["event"] in ("train", "val")
+        key = (line["event"], line["step"]) if redone else number
+        lines.pop(key, None)
+        lines[key] = line
+    return list(lines.values())
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue  # torn, or the empty end
+        if isinstance(value, dict) and "event" in value:
+            yield value
+
+
+# ---------------------------------------------------------------------------------------------- claims
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to write one run. One attempt holds it at a time; every write of consequence checks it first."""
+
+    folder: Path
+    token: str
+
+    def check(self) -> None:
+        """Raises Superseded when another attempt has taken the run over."""
+        holder = read_json(self.folder / "claim.json")
+        if holder is None or holder["token"] != self.token:
+            raise Superseded(f"attempt {self.token} of {self.folder.name} was taken over")
+
+    def release(self) -> None:
+        """Gives the run back; the claim is kept among the attempts."""
+        self.check()
+        retire(self.folder, self.token)
+
+
+def claim(folder: Path, token: str) -> Claim | None:
+    """The claim for this process, or None while another live process holds it.
+
+    A claim whose process is gone is set aside first. Two processes that try at once cannot both succeed: the file is
+    created exclusively.
+    """
+    holder = read_json(folder / "claim.json")
+    if holder is not None:
+        if alive(holder):
+            return None
+        retire(folder, holder["token"])
+    process = psutil.Process()
+    mine = {
+        "token": token,
+        "attempt": len(list((folder / "attempts").glob("*.json"))) + 1,
+        "host": socket.gethostname(),
+        "pid": process.pid,
+        "started": process.create_time(),
+        "time": time.time(),
+    }
+    scratch = folder / f".claim.{token}"
+    scratch.write_text(json.dumps(mine))
+    try:
+        os.link(scratch, folder / "claim.json")  # fails if the file exists, and the file is never seen half written
+    except FileExistsError:
+        return None
+    finally:
+        scratch.unlink()
+    return Claim(folder, token)
+
+
+def retire(folder: Path, token: str) -> None:
+    """Moves a claim among the attempts; a no-op where somebody else already did."""
+    (folder / "attempts").mkdir(exist_ok=True)
+    holder = read_json(folder / "claim.json")
+    if holder is not None and holder["token"] == token:
+        try:
+            os.rename(folder / "claim.json", folder / "attempts" / f"{token}.json")
+        except FileNotFoundError:
+            return
+
+
+def alive(holder: Mapping[str, Any]) -> bool:
+    """Whether the process of a claim still runs here; the start time tells it from another with its number."""
+    if holder["host"] != socket.gethostname():
+        return True  # another machine's process cannot be seen from here, so it is not ours to take over
+    try:
+        process = psutil.Process(holder["pid"])
+        gone = process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        return not gone and abs(process.create_time() - holder["started"]) < 0.1
+    except psutil.NoSuchProcess:
+        return False
+
+
+# ---------------------------------------------------------------------------------------------- state
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What is known of a run from its folder alone."""
+
+    name: str  # missing, interrupted, running, failed, trained (not all evaluated), done
+    step: int = 0
+    steps: int = 0
+    reason: str = ""
+    miou: float | None = None  # newest validation mIoU, per cent
+    eta: float | None = None  # seconds until trained, as the worker last estimated it
+    pid: int | None = None
+
+    @property
+    def share(self) -> float:
+        """Share of the training steps done."""
+        return self.step / self.steps if self.steps else 0.0
+
+
+def state(runs: Path, config: Config, selection: str, conditions: Sequence[Condition]) -> State:
+    """The state of a run; never changes anything on disk."""
+    folder = runs / run_id(config)
+    progress = read_json(folder / "progress.json") or {}
+    known = {"step": progress.get("step", 0), "steps": config.steps, "miou": progress.get("miou")}
+    if not (folder / "config.json").exists():
+        return State(name="missing", steps=config.steps)
+    trained = (folder / "result.json").exists()
+    if trained and not lacking(folder, selection, conditions):
+        return State(name="done", **{**known, "step": config.steps})
+    holder = read_json(folder / "claim.json")
+    if holder is not None and alive(holder):
+        return State(name="running", pid=holder["pid"], eta=progress.get("eta"), **known)
+    if (failure := read_json(folder / "failure.json")) is not None:
+        return State(name="failed", reason=failure["reason"], **known)
+    if trained:
+        return State(name="trained", **{**known, "step": config.steps})
+    return State(name="interrupted" if holder or known["step"] or (folder / "attempts").exists() else "missing", **known)

@@ -1,0 +1,162 @@
+"""A sweep: one question as data, and the designs that write its variants.
+
+Torch-free. `Sweep.cells()` is pure: variant x seed, each a complete Config with its run id. Variant labels are the rows
+of the table. A cell that two sweeps share is one run.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from crm.conditions import Condition, suite
+from crm.config import Config, difference, override, run_id
+
+Overrides = Mapping[str, Any]  # dotted paths to values
+Variants = Mapping[str, Overrides]  # row label to what it changes
+
+SELECTIONS = ("last", "val_best")  # which checkpoint of a run is evaluated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    variant: str
+    seed: int
+    config: Config
+
+    @property
+    def id(self) -> str:
+        return run_id(self.config)
+
+    @property
+    def label(self) -> str:
+        return f"{self.variant}/{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    title: str  # the question, one line
+    base: Config
+    variants: Variants
+    seeds: Sequence[int]
+    suite: str = "robustness"  # a key of crm.conditions.SUITES
+    selection: str = "last"  # one of SELECTIONS
+    baseline: str = ""  # the row gains are measured against; "" is the first
+    method: str = ""  # the row the panels compare with the baseline; "" is the last
+    budget: Sequence[str] = field(default=())  # settings of the training budget that this sweep varies on purpose
+
+    def __post_init__(self) -> None:
+        if not self.variants or not self.seeds:
+            raise ValueError("a sweep needs at least one variant and one seed")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds repeat: {list(self.seeds)}")
+        if self.selection not in SELECTIONS:
+            raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, not {self.selection!r}")
+        for row in (self.baseline, self.method):
+            if row and row not in self.variants:
+                raise ValueError(f"{row!r} is no variant of this sweep; there is: {', '.join(self.variants)}")
+        suite(self.suite)
+
+    @property
+    def reference(self) -> str:
+        """The label of the row that gains are measured against."""
+        return self.baseline or next(iter(self.variants))
+
+    @property
+    def subject(self) -> str:
+        """The label of the row that the pictures set against the reference."""
+        return self.method or list(self.variants)[-1]
+
+    @property
+    def conditions(self) -> Sequence[Condition]:
+        return suite(self.suite)
+
+    def cells(self, changes: Overrides | None = None) -> list[Cell]:
+        """Variant x seed in order; `changes` apply to every cell, on top of its variant.
+
+        Raises ValueError for a setting that does not exist, for two rows that are the same run, and for rows that
+        train on unequal budgets (`lint`).
+        """
+        configs = {label: override(self.base, {**self.variants[label], **(changes or {})}) for label in self.variants}
+        lint(configs, self.budget)
+        return [
+            Cell(variant=label, seed=seed, config=override(config, {"seed": seed}))
+            for label, config in configs.items()
+            for seed in self.seeds
+        ]
+
+
+BUDGET = ("steps", "batch", "data.train_images", "data.dataset")  # what must be equal for a gain to mean anything
+
+
+def lint(configs: Mapping[str, Config], declared: Sequence[str] = ()) -> None:
+    """Refuses a design whose rows cannot be compared: two rows that are one run, or unequal training budgets."""
+    seen: dict[str, str] = {}
+    first, reference = next(iter(configs.items()))
+    for label, config in configs.items():
+        if (twin := seen.setdefault(run_id(config), label)) != label:
+            raise ValueError(f"variants {twin!r} and {label!r} are the same run: they differ in nothing")
+        unequal = [path for path in difference(config, reference) if path in BUDGET and path not in declared]
+        if unequal:
+            raise ValueError(
+                f"variant {label!r} trains on another budget than {first!r}: {', '.join(unequal)} differ. "
+                f"If that is the question, declare it: budget={unequal!r}"
+            )
+
+
+# Designs. Each returns variants: row label -> overrides, in the order of the table.
+
+
+def grid(factors: Mapping[str, Sequence[Any]], where: Callable[[dict[str, Any]], bool] | None = None) -> Variants:
+    """Every combination of the values of every path; `where` keeps the combinations it is true for."""
+    rows = [dict(zip(factors, values, strict=True)) for values in product(*factors.values())]
+    return _labelled(row for row in rows if where is None or where(row))
+
+
+def zipped(factors: Mapping[str, Sequence[Any]]) -> Variants:
+    """The first values of all paths together, then the second ones: paths that change in step."""
+    lengths = {path: len(values) for path, values in factors.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"zipped paths need equally many values, got {lengths}")
+    return _labelled(dict(zip(factors, values, strict=True)) for values in zip(*factors.values(), strict=True))
+
+
+def one_factor(path: str, values: Sequence[Any]) -> Variants:
+    """One path, a row per value."""
+    return grid({path: values})
+
+
+def leave_one_out(components: Variants, full: str = "full") -> Variants:
+    """The full method, then a row without each component; a component maps to the overrides that switch it off."""
+    return {full: {}, **{f"w/o {name}": off for name, off in components.items()}}
+
+
+def cumulative(steps: Variants) -> Variants:
+    """A row per step, each with all overrides up to its own: the usual component table."""
+    rows: dict[str, Overrides] = {}
+    so_far: dict[str, Any] = {}
+    for label, overrides in steps.items():
+        so_far |= overrides
+        rows[label] = dict(so_far)
+    return rows
+
+
+def factorial(factors: Mapping[str, Variants]) -> Variants:
+    """Every combination of named levels: factor -> level -> overrides. Refuses factors that set the same path."""
+    paths = [path for levels in factors.values() for path in {path for level in levels.values() for path in level}]
+    if repeated := sorted({path for path in paths if paths.count(path) > 1}):
+        raise ValueError(f"two factors set {', '.join(repeated)}: their levels would overwrite each other")
+    rows: dict[str, Overrides] = {}
+    for levels in product(*factors.values()):
+        label = ", ".join(f"{name} {level}" for name, level in zip(factors, levels, strict=True))
+        parts = [factors[name][level] for name, level in zip(factors, levels, strict=True)]
+        rows[label] = {path: value for part in parts for path, value in part.items()}
+    return rows
+
+
+def _labelled(rows: Any) -> Variants:
+    """Rows under labels such as `patch 32, ratio 0.5`: the last part of each path and its value."""
+    labels = {", ".join(f"{path.rpartition('.')[2]} {value}" for path, value in row.items()): row for row in rows}
+    if not labels:
+        raise ValueError("the design has no row: its filter is true for no combination")
+    return labels
