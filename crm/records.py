@@ -21,7 +21,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ import psutil
 
 from crm.conditions import Condition
 from crm.config import SCHEMA, Config, flatten, override, run_id
+from crm.machine import Machine
 
 
 class Superseded(RuntimeError):
@@ -114,6 +115,18 @@ def read_config(folder: Path) -> Config:
     if written is None:
         raise FileNotFoundError(f"{folder} is no run folder: it has no config.json")
     return override(Config(), written["config"])
+
+
+def recorded_numerics(folder: Path, machine: Machine) -> Machine:
+    """The machine with the numerics of the run's first attempt; they are recorded here if this is the first.
+
+    Bit identity is promised at equal device, threads and passes, so every attempt uses those of the first.
+    """
+    recorded = read_json(folder / "numerics.json")
+    if recorded is None:
+        write_json(folder / "numerics.json", machine.numerics())
+        return machine
+    return replace(machine, **recorded)
 
 
 def evaluation(folder: Path, selection: str, condition: Condition) -> Path:

@@ -1,0 +1,56 @@
+"""The `crm` command: parse, call one function, print what it returns.
+
+Exit codes: 0 done; 1 the thing asked for failed or was found wrong; 2 the input is wrong; 3 nothing to do; 4 refused;
+130 interrupted, run again to resume. Heavy libraries load inside the commands, so that help and status are instant.
+"""
+
+import os
+import sys
+
+import typer
+
+from crm.cli import inspect, runs, sweeps
+
+app = typer.Typer(
+    name="crm",
+    help="Experiments and ablations around complementary random masking for RGB-thermal segmentation.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"crm {version('crm-study')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show it.")) -> None:
+    """Experiments and ablations around complementary random masking for RGB-thermal segmentation."""
+
+
+inspect.add_to(app)
+sweeps.add_to(app)
+runs.add_to(app)
+
+
+def main() -> None:
+    """The entry point. What a user got wrong becomes one message and exit code 2; CRM_DEBUG=1 shows the traceback."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        if os.environ.get("CRM_DEBUG"):
+            raise
+        typer.echo(f"crm: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("crm: interrupted; run the same command again to resume", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

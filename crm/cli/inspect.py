@@ -1,0 +1,88 @@
+"""Looking around: what there is, what this machine has, what a data set looks like."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crm.cli import options
+from crm.cli.options import Data, Json, Runs
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("list")(list_)
+    app.command()(doctor)
+    data = typer.Typer(help="Data sets.", no_args_is_help=True, rich_markup_mode=None)
+    data.command()(show)
+    app.add_typer(data, name="data")
+
+
+def list_(
+    what: Annotated[str, typer.Argument(help="experiments, sweeps, suites, data or all.")] = "all", json: Json = False
+) -> None:
+    """What there is: experiments, sweeps, suites of conditions, data sets."""
+    from crm.conditions import SUITES
+    from crm.data.specs import DATASETS
+    from crm.names import unknown
+
+    sections = {
+        "experiments": {name: options.question("experiments", name) for name in options.modules("experiments")},
+        "sweeps": {name: options.question("sweeps", name) for name in options.modules("sweeps")},
+        "suites": {name: f"{len(conditions)} conditions" for name, conditions in SUITES.items()},
+        "data": {name: f"{len(spec.classes)} classes: {', '.join(spec.classes)}" for name, spec in DATASETS.items()},
+    }
+    if what not in (*sections, "all"):
+        raise unknown("section", what, [*sections, "all"])
+    chosen = sections if what == "all" else {what: sections[what]}
+    if json:
+        options.echo_json(chosen)
+        return
+    width = max(len(name) for names in chosen.values() for name in names)
+    for title, names in chosen.items():
+        typer.echo(f"{title}")
+        for name, text in names.items():
+            typer.echo(f"  {name.ljust(width)}  {text}")
+
+
+def doctor(runs: Runs = None, data: Data = None, json: Json = False) -> None:
+    """What this machine has (devices, Slurm, stores, data sets, disk), what is missing and how to get it."""
+    from dataclasses import asdict
+
+    from crm.doctor import diagnose
+
+    checks = diagnose(options.runs_folder(runs), options.data_folder(data))
+    if json:
+        options.echo_json([asdict(check) for check in checks])
+        return
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        typer.echo(f"{check.status:7}  {check.name.ljust(width)}  {check.found}")
+        if check.remedy:
+            typer.echo(f"{'':7}  {'':{width}}  -> {check.remedy}")
+
+
+def show(
+    dataset: Annotated[str, typer.Argument(help="A data set, as in `crm list data`.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The PNG. [default: reports/DATASET.png]")] = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    frames: Annotated[int, typer.Option(min=1, max=40, help="How many frames, half of them at night.")] = 8,
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Writes a contact sheet: RGB, thermal and label of day and night frames."""
+    import io
+
+    from crm.data.dataset import open_split
+    from crm.data.show import contact_sheet
+    from crm.data.specs import DATASETS
+    from crm.machine import home
+    from crm.names import chosen
+    from crm.records import write_bytes
+
+    spec = chosen("data set", dataset, DATASETS)
+    opened = open_split(spec.name, split, data_root=options.data_folder(data), size=(240, 320))
+    path = out or home() / "reports" / f"{dataset}.png"
+    buffer = io.BytesIO()
+    contact_sheet(opened, rows=frames).save(buffer, format="PNG")
+    write_bytes(path, buffer.getvalue())
+    options.echo_json({"file": path}) if json else typer.echo(str(path))

@@ -1,0 +1,96 @@
+"""Options that mean the same everywhere, and how names on the command line become objects."""
+
+import json
+import pkgutil
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from crm.config import Config, override, parse_set
+from crm.machine import cores, home
+from crm.names import unknown
+from crm.sweep import Sweep
+
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change a setting (repeatable).")]
+Runs = Annotated[Path | None, typer.Option("--runs", help="Folder of the run folders. [default: runs]")]
+Data = Annotated[
+    Path | None, typer.Option("--data", envvar="CRM_DATA", help="A data set's folder, or one that holds several.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Workers = Annotated[int, typer.Option("--workers", "-j", min=1, help="Runs at once. [default: one per core]")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of one run. [default: its share]")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
+
+
+def runs_folder(given: Path | None) -> Path:
+    return given or home() / "runs"
+
+
+def data_folder(given: Path | None) -> Path | None:
+    """The data root: the one given, else data/ below the home folder where that exists."""
+    if given is not None:
+        return given
+    default = home() / "data"
+    return default if default.is_dir() else None
+
+
+def changes(sets: list[str] | None) -> dict[str, Any]:
+    return dict(parse_set(text) for text in sets or [])
+
+
+def modules(package: str) -> list[str]:
+    """Names of the modules of `experiments` or `sweeps`, found without importing them."""
+    return sorted(info.name for info in pkgutil.iter_modules(import_module(package).__path__))
+
+
+def find_experiment(name: str) -> Config:
+    if name not in modules("experiments"):
+        raise unknown("experiment", name, modules("experiments"))
+    return import_module(f"experiments.{name}").config
+
+
+def find_sweep(name: str) -> Sweep:
+    if name not in modules("sweeps"):
+        raise unknown("sweep", name, modules("sweeps"))
+    return import_module(f"sweeps.{name}").sweep
+
+
+def question(package: str, name: str) -> str:
+    """First line of the module's docstring: what it is about."""
+    return (import_module(f"{package}.{name}").__doc__ or "").strip().partition("\n")[0]
+
+
+def with_changes(config: Config, sets: list[str] | None) -> Config:
+    return override(config, changes(sets))
+
+
+def share_of_threads(workers: int) -> int:
+    """Threads of each of `workers` runs on this machine."""
+    return max(1, cores() // workers)
+
+
+def echo_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=1, default=str))
+
+
+def table(rows: list[list[str]], header: list[str]) -> str:
+    """Columns aligned by spaces, for a terminal of any kind."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def duration(seconds: float | None) -> str:
+    """`1 h 05 min`, `3 min 20 s` or `12 s`; `unknown` where there is nothing to go by."""
+    if seconds is None:
+        return "unknown"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

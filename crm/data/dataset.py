@@ -1,0 +1,144 @@
+"""A split of a data set as a sequence of frames of one size, from files or from the scene generator.
+
+Torch-free. h w = height, width in pixels
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from PIL import Image
+
+from crm.config import Data
+from crm.data import synthetic
+from crm.data.files import LAYOUTS, locate
+from crm.data.frames import Frame
+from crm.data.specs import DATASETS, DatasetSpec
+from crm.names import chosen
+
+
+def open_split(
+    dataset: str,
+    split: str,
+    *,
+    data_root: Path | None = None,
+    size: tuple[int, int] | None = None,
+    limit: int = 0,
+    seed: int | None = None,
+) -> "Split":
+    """Frames of a split, resized to `size` (the data set's own by default); `limit` keeps the first n, 0 keeps all.
+
+    `seed` is of a synthetic data set's scenes, by default the spec's: the data are the same for all training seeds.
+    Synthetic data have as many frames as `limit` says, also more than the split's default. Raises ValueError or
+    FileNotFoundError, in words for people, if the data set, the split or its files do not exist.
+    """
+    spec = chosen("data set", dataset, DATASETS)
+    height, width = size or spec.size
+    if limit < 0:
+        raise ValueError(f"the number of frames of {split} must be 0 (all) or more, not {limit}")
+    if spec.layout == "generated":
+        count = limit or chosen(f"{spec.title} split", split, spec.splits)
+        chosen(f"{spec.title} split", split, spec.splits)
+        seed = spec.seed if seed is None else seed
+        names = [f"{split}_{index:05d}{'N' if index % 2 else 'D'}" for index in range(count)]
+        written = {"generator": synthetic.VERSION, "seed": seed, "split": split, "size": [height, width]}
+        return Split(spec, split, names, (height, width), lambda i: synthetic.scene(seed, split, i, (height, width)), written)
+    layout = LAYOUTS[spec.layout]
+    folder = locate(spec, data_root)
+    names = layout.names(spec, folder, split)
+    if limit > len(names):
+        raise ValueError(f"{spec.title} {split} has {len(names)} frames, fewer than the {limit} asked for")
+    names = names[:limit] if limit else names
+
+    def load(i: int) -> Frame:
+        return resize(layout.read(spec, folder, split, names[i]), (height, width))
+
+    return Split(spec, split, names, (height, width), load, [layout.files(folder, split, name) for name in names])
+
+
+def open_run_split(data: Data, split: str, data_root: Path | None) -> "Split":
+    """A split as a run uses it: data set, size and number of frames from the run's config."""
+    limits = {"train": data.train_images, "val": data.val_images, "test": data.test_images}
+    return open_split(data.dataset, split, data_root=data_root, size=data.size, limit=limits.get(split, 0))
+
+
+def resize(frame: Frame, size: tuple[int, int]) -> Frame:
+    """The frame at `size` (height, width): pictures bilinear with antialias, label nearest."""
+    if frame.size == tuple(size):
+        return frame
+
+    def to(array: np.ndarray, how: Image.Resampling) -> np.ndarray:
+        return np.array(Image.fromarray(array).resize((size[1], size[0]), how))
+
+    smooth, nearest = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
+    # RGB and thermal apart: as RGBA, Pillow would weight the colours by the temperature
+    rgb, thermal = to(frame.rgb, smooth), to(frame.thermal, smooth)
+    return replace(frame, rgb=rgb, thermal=thermal, label=to(frame.label, nearest))
+
+
+def manifest(split: "Split") -> dict[str, Any]:
+    """What a split is, for provenance: count, and a SHA-256 over names and the content of every file.
+
+    For synthetic data the hash is over the generator's version and arguments.
+    """
+    digest = sha256()
+    if isinstance(split.origin, dict):
+        digest.update(repr((sorted(split.origin.items()), split.names)).encode())
+    else:
+        for name, paths in zip(split.names, split.origin, strict=True):
+            digest.update(name.encode() + b"\0")
+            for path in paths:
+                digest.update(sha256(path.read_bytes()).digest())
+    night = sum(map(split.spec.is_night, split.names))
+    return {
+        "dataset": split.spec.name,
+        "split": split.name,
+        "count": len(split),
+        "day": len(split) - night,
+        "night": night,
+        "size": list(split.size),
+        "sha256": digest.hexdigest(),
+        **({"generator": split.origin["generator"]} if isinstance(split.origin, dict) else {}),
+    }
+
+
+class Split(Sequence[Frame]):
+    """Frames by number, decoded (or drawn) once and then kept in memory: 5 bytes per pixel."""
+
+    def __init__(
+        self,
+        spec: DatasetSpec,
+        name: str,
+        names: Sequence[str],
+        size: tuple[int, int],
+        load: Callable[[int], Frame],
+        origin: dict[str, Any] | list[list[Path]],
+    ) -> None:
+        self.spec, self.name, self.size = spec, name, size
+        self.names = tuple(names)
+        self.origin = origin  # the generator's arguments, or each frame's files
+        self._load = load
+        self._kept: dict[int, Frame] = {}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Frame: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Frame]: ...
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.spec.name} {self.name} has frames 0 to {len(self) - 1}, not {index}")
+        index %= len(self)
+        if index not in self._kept:
+            frame = self._load(index)
+            for array in (frame.rgb, frame.thermal, frame.label):
+                array.flags.writeable = False  # what is kept is shared
+            self._kept[index] = frame
+        return self._kept[index]

@@ -1,0 +1,140 @@
+"""One Swin branch: four normalised maps, strides 4 to 32, from the image of one modality.
+
+b = batch, h w = height and width in tokens (H W in pixels), c = channels, n = tokens of a window, i = input channels
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from jaxtyping import Bool, Float
+from timm.layers import PatchEmbed
+from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+STAGES = 4
+PATCH = 4  # side of a token, pixels
+
+
+@lru_cache(maxsize=64)
+def shift_mask(
+    height: int, width: int, window: int, shift: int, device: torch.device
+) -> Float[Tensor, "windows 1 n n"]:
+    """-100 between tokens of one window that the cyclic shift brought together, else 0; sizes are the padded ones."""
+    with torch.inference_mode(False):  # a cached inference tensor could not be used in training later
+        rows, columns = (_band(side, window, shift, device) for side in (height, width))
+        band = 3 * rows[:, None] + columns
+        band = band.view(height // window, window, width // window, window).transpose(1, 2).reshape(-1, window**2)
+        return -100.0 * (band[:, None, :, None] != band[:, None, None, :]).float()
+
+
+def _band(side: int, window: int, shift: int, device: torch.device) -> Tensor:
+    """Which of three bands a row or column of the shifted map belongs to."""
+    place = torch.arange(side, device=device)
+    return (place >= side - window).long() + (place >= side - shift).long()
+
+
+class Block(SwinTransformerBlock):
+    """timm's block with the attention windows of the released code.
+
+    The map is padded, then rolled, then partitioned, and always shifted, however small it is (timm rolls first). Padded
+    tokens are attended to: their query, key and value are the bias. The two linear layers run on real tokens only.
+    """
+
+    def _attn(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
+        b, h, w, _ = x.shape
+        heads, window, shift = self.attn.num_heads, self.window_size[0], self.shift_size[0]
+        qkv = F.linear(x, self.attn.qkv.weight)
+        qkv = F.pad(qkv, (0, 0, 0, -w % window, 0, -h % window))
+        height, width = qkv.shape[1:3]
+        if shift:
+            qkv = qkv.roll((-shift, -shift), (1, 2))
+        qkv = qkv.view(b, height // window, window, width // window, window, 3, heads, -1)
+        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6).flatten(2, 3)
+        q, k, v = qkv + self.attn.qkv.bias.view(3, 1, 1, heads, 1, -1)  # b windows heads n d
+        bias = F.embedding(self.attn.relative_position_index, self.attn.relative_position_bias_table).permute(2, 0, 1)
+        if shift:  # every window has its own mask, so windows and heads share an axis
+            bias = (bias + shift_mask(height, width, window, shift, x.device)).flatten(0, 1)
+            q, k, v = q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2)
+        else:
+            q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(q.dtype))
+        x = x.view(b, height // window, width // window, heads, window, window, -1)
+        x = x.permute(0, 1, 4, 2, 5, 3, 6).reshape(b, height, width, -1)
+        if shift:
+            x = x.roll((shift, shift), (1, 2))
+        return self.attn.proj(x[:, :h, :w])
+
+
+class Stage(nn.Module):
+    """The blocks of one stage and, except after the last, the merging of 2 x 2 tokens into one."""
+
+    def __init__(self, channels: int, heads: int, window: int, drop_path: Sequence[float], merge: bool) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(
+            Block(
+                channels,
+                input_resolution=(window, window),
+                num_heads=heads,
+                window_size=window,
+                shift_size=window // 2 * (i % 2),
+                always_partition=True,
+                dynamic_mask=True,
+                drop_path=rate,
+            )
+            for i, rate in enumerate(drop_path)
+        ))
+        self.merge = PatchMerging(channels) if merge else nn.Identity()
+
+
+class SwinBranch(nn.Module):
+    """Swin of one modality as in the released code, with a learned token for hidden places.
+
+    Linear layers keep PyTorch's initialisation; bias tables and the mask token are truncated normal, std 0.02.
+
+    Args:
+        channels: of the image, 3 or 1.
+        embed: channels of the first stage.
+        drop_path: stochastic depth of the last block; grows linearly from 0.
+        shared: another branch; stages `share_from` and later are its, merging included.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        embed: int,
+        depths: Sequence[int],
+        heads: Sequence[int],
+        window: int,
+        drop_path: float,
+        shared: "SwinBranch | None" = None,
+        share_from: int = STAGES,
+    ) -> None:
+        super().__init__()
+        rates = torch.linspace(0, drop_path, sum(depths), device="cpu").split(list(depths))
+        self.patch_embed = PatchEmbed(
+            None, PATCH, channels, embed, norm_layer=nn.LayerNorm, strict_img_size=False, output_fmt="NHWC"
+        )
+        self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, embed, 1, 1), std=0.02))
+        self.stages = nn.ModuleList(
+            shared.stages[i]
+            if shared is not None and i >= share_from
+            else Stage(embed * 2**i, heads[i], window, rates[i].tolist(), merge=i + 1 < STAGES)
+            for i in range(STAGES)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(embed * 2**i) for i in range(STAGES))
+
+    def forward(
+        self, image: Float[Tensor, "b i H W"], hidden: Bool[Tensor, "b h w"] | None
+    ) -> list[Float[Tensor, "b _ _ _"]]:
+        """Maps of strides 4, 8, 16, 32; where `hidden`, the token's embedding is replaced by the mask token."""
+        x = self.patch_embed(image)
+        if hidden is not None:
+            x = torch.where(hidden[..., None], self.mask_token.flatten().to(x.dtype), x)
+        maps = []
+        for stage, norm in zip(self.stages, self.norms, strict=True):
+            x = stage.blocks(x)
+            maps.append(norm(x).permute(0, 3, 1, 2))
+            x = stage.merge(x)
+        return maps

@@ -1,0 +1,179 @@
+"""Multi-scale deformable pixel decoder: mask features at stride 4 and three refined maps from four backbone maps.
+
+b = batch, h w = height and width of a level, c = width, s = tokens of the three levels together, m = heads,
+l = levels, p = sampling points, d = channels of a head
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LEVELS = 3  # strides 32, 16, 8, in this order
+POINTS = 4  # samples of a head on a level
+GROUPS = 32  # of every GroupNorm
+
+Size = tuple[int, int]
+
+
+@lru_cache(maxsize=64)
+def sine_positions(size: Size, channels: int, device: torch.device) -> Float[Tensor, "n c"]:
+    """Sine code of the cells of a map, row-major: half the channels for y, then half for x."""
+    with torch.inference_mode(False):
+        pairs = torch.arange(channels // 2, device=device) // 2
+        period = 10_000 ** (4 * pairs / channels)
+        codes = []
+        for side in size:
+            angle = torch.arange(1, side + 1, device=device)[:, None] * 2 * math.pi / (side + 1e-6) / period
+            codes.append(torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=2).flatten(1))
+        rows, columns = codes
+        height, width = size
+        return torch.cat(
+            [rows[:, None].expand(height, width, -1), columns[None].expand(height, width, -1)], dim=2
+        ).flatten(0, 1)
+
+
+@lru_cache(maxsize=64)
+def reference_points(sizes: tuple[Size, ...], device: torch.device) -> Float[Tensor, "s 2"]:
+    """Centres (x, y) of all cells of all levels, from -1 at one border to 1 at the other."""
+    with torch.inference_mode(False):
+        centres = []
+        for height, width in sizes:
+            y, x = ((2 * torch.arange(side, device=device) + 1) / side - 1 for side in (height, width))
+            centres.append(torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=2).flatten(0, 1))
+        return torch.cat(centres)
+
+
+def deformable_sample(
+    value: Float[Tensor, "b s m d"],
+    offsets: Float[Tensor, "b s m l p 2"],
+    weights: Float[Tensor, "b s m lp"],
+    sizes: tuple[Size, ...],
+) -> Float[Tensor, "b s md"]:
+    """Each head's weighted sum of bilinear samples around each token, on every level.
+
+    Args:
+        offsets: (x, y) from the token's centre, in cells of the level that is sampled.
+        weights: of the samples, level by level.
+    """
+    b, s, heads, channels = value.shape
+    bounds = [0, *torch.tensor([h * w for h, w in sizes]).cumsum(0).tolist()]
+    value = value.permute(0, 2, 3, 1).reshape(b * heads, channels, s)
+    weights = weights.transpose(1, 2).reshape(b * heads, 1, s, LEVELS, POINTS)
+    offsets = offsets.permute(3, 0, 2, 1, 4, 5)  # l b m s p 2
+    centre = reference_points(sizes, value.device)[:, None]
+    total = value.new_zeros(())
+    for level, (height, width) in enumerate(sizes):
+        grid = torch.addcmul(centre, offsets[level], value.new_tensor([2 / width, 2 / height]))
+        inputs = value[:, :, bounds[level] : bounds[level + 1]].unflatten(2, (height, width))
+        samples = F.grid_sample(inputs, grid.flatten(0, 1), align_corners=False)
+        total = total + (samples * weights[:, :, :, level]).sum(3)
+    return total.view(b, heads * channels, s).transpose(1, 2)
+
+
+class DeformableAttention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.offsets = nn.Linear(width, heads * LEVELS * POINTS * 2)
+        self.weights = nn.Linear(width, heads * LEVELS * POINTS)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Each head looks in its own direction, 1 to 4 cells far, with equal weights (released code)."""
+        angle = torch.arange(self.heads) * 2 * math.pi / self.heads
+        direction = torch.stack([angle.cos(), angle.sin()], dim=1)
+        direction = direction / direction.abs().amax(dim=1, keepdim=True)
+        steps = direction[:, None, None] * torch.arange(1, POINTS + 1)[:, None]  # m 1 p 2
+        with torch.no_grad():
+            self.offsets.bias.copy_(steps.expand(-1, LEVELS, -1, -1).flatten())
+        for zero in (self.offsets.weight, self.weights.weight, self.weights.bias, self.value.bias, self.output.bias):
+            nn.init.zeros_(zero)
+        nn.init.xavier_uniform_(self.value.weight)
+        nn.init.xavier_uniform_(self.output.weight)
+
+    def forward(
+        self, query: Float[Tensor, "b s c"], source: Float[Tensor, "b s c"], sizes: tuple[Size, ...]
+    ) -> Float[Tensor, "b s c"]:
+        value = self.value(source).unflatten(2, (self.heads, -1))
+        offsets = self.offsets(query).unflatten(2, (self.heads, LEVELS, POINTS, 2))
+        weights = self.weights(query).unflatten(2, (self.heads, LEVELS * POINTS)).softmax(dim=3)
+        return self.output(deformable_sample(value, offsets, weights, sizes))
+
+
+class EncoderLayer(nn.Module):
+    """Deformable attention and a feed-forward part, each with residual, then LayerNorm."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.attention = DeformableAttention(width, heads)
+        self.norm1 = nn.LayerNorm(width)
+        self.linear1 = nn.Linear(width, hidden)
+        self.linear2 = nn.Linear(hidden, width)
+        self.norm2 = nn.LayerNorm(width)
+        nn.init.xavier_uniform_(self.linear1.weight)
+        nn.init.xavier_uniform_(self.linear2.weight)
+
+    def forward(
+        self, x: Float[Tensor, "b s c"], position: Float[Tensor, "s c"], sizes: tuple[Size, ...]
+    ) -> Float[Tensor, "b s c"]:
+        x = self.norm1(x + self.attention(x + position, x, sizes))
+        return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
+
+
+class PixelDecoder(nn.Module):
+    """Pixel decoder of the released code; runs in float32 also under autocast.
+
+    Args:
+        channels: of the four backbone maps, strides 4 to 32.
+        width: channels of everything inside and of the results.
+        hidden: of the feed-forward parts.
+    """
+
+    def __init__(self, channels: Sequence[int], width: int, layers: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(wide, width, 1), nn.GroupNorm(GROUPS, width)) for wide in reversed(channels[1:])
+        )
+        self.level_embed = nn.Parameter(torch.randn(LEVELS, width))
+        self.layers = nn.ModuleList(EncoderLayer(width, heads, hidden) for _ in range(layers))
+        self.lateral = nn.Sequential(nn.Conv2d(channels[0], width, 1, bias=False), nn.GroupNorm(GROUPS, width))
+        self.smooth = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(GROUPS, width), nn.ReLU()
+        )
+        self.mask_features = nn.Conv2d(width, width, 1)
+        for projection in self.projections:
+            nn.init.xavier_uniform_(projection[0].weight)
+            nn.init.zeros_(projection[0].bias)
+        for conv in (self.lateral[0], self.smooth[0], self.mask_features):
+            nn.init.kaiming_uniform_(conv.weight, a=1)
+        nn.init.zeros_(self.mask_features.bias)
+
+    def forward(
+        self, maps: Sequence[Float[Tensor, "b _ _ _"]]
+    ) -> tuple[Float[Tensor, "b c h w"], list[Float[Tensor, "b c _ _"]]]:
+        """Mask features at stride 4, and the refined maps of strides 32, 16, 8."""
+        with torch.autocast(maps[0].device.type, enabled=False):
+            finest, *levels = (level.float() for level in maps)
+            levels = [project(level) for project, level in zip(self.projections, reversed(levels), strict=True)]
+            refined = self._encode(levels)
+            upsampled = F.interpolate(refined[-1], size=finest.shape[2:], mode="bilinear", align_corners=False)
+            return self.mask_features(self.smooth(self.lateral(finest) + upsampled)), refined
+
+    def _encode(self, levels: Sequence[Float[Tensor, "b c _ _"]]) -> list[Float[Tensor, "b c _ _"]]:
+        sizes = tuple((level.shape[2], level.shape[3]) for level in levels)
+        x = torch.cat([level.flatten(2) for level in levels], dim=2).transpose(1, 2)
+        position = torch.cat([
+            sine_positions(size, x.shape[2], x.device) + embed
+            for size, embed in zip(sizes, self.level_embed, strict=True)
+        ])
+        for layer in self.layers:
+            x = layer(x, position, sizes)
+        parts = x.transpose(1, 2).split([height * width for height, width in sizes], dim=2)
+        return [part.unflatten(2, size) for part, size in zip(parts, sizes, strict=True)]

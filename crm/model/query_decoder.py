@@ -1,0 +1,150 @@
+"""Masked-attention query decoder: class and mask logits of every query after each layer.
+
+b = batch, q = queries, c = width, n = tokens of a level, k = classes + "no object", l = outputs, h w = stride 4
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crm.model.pixel_decoder import LEVELS, sine_positions
+
+
+class Prediction(NamedTuple):
+    """Outputs of the decoder, initial queries first, last layer last; the first axis indexes and iterates like a list.
+
+    There may be fewer images with mask logits than with class logits (see `Segmenter.head`).
+    """
+
+    class_logits: Float[Tensor, "l b q k"]
+    mask_logits: Float[Tensor, "l b2 q h w"]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with one packed projection of query, key and value."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.project = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+        for linear in (self.project, self.output):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(
+        self,
+        query: Float[Tensor, "b q c"],
+        key: Float[Tensor, "b n c"],
+        value: Float[Tensor, "b n c"],
+        allowed: Bool[Tensor, "b 1 q n"] | None = None,
+    ) -> Float[Tensor, "b q c"]:
+        parts = zip((query, key, value), self.project.weight.chunk(3), self.project.bias.chunk(3), strict=True)
+        q, k, v = (F.linear(x, w, bias).unflatten(2, (self.heads, -1)).transpose(1, 2) for x, w, bias in parts)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        return self.output(x.transpose(1, 2).flatten(2))
+
+
+class DecoderLayer(nn.Module):
+    """Masked cross-attention, self-attention, feed-forward; each with residual, then LayerNorm."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.cross_attention = Attention(width, heads)
+        self.cross_norm = nn.LayerNorm(width)
+        self.self_attention = Attention(width, heads)
+        self.self_norm = nn.LayerNorm(width)
+        self.linear1 = nn.Linear(width, hidden)
+        self.linear2 = nn.Linear(hidden, width)
+        self.norm = nn.LayerNorm(width)
+        nn.init.xavier_uniform_(self.linear1.weight)
+        nn.init.xavier_uniform_(self.linear2.weight)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b q c"],
+        place: Float[Tensor, "q c"],
+        key: Float[Tensor, "b n c"],
+        value: Float[Tensor, "b n c"],
+        allowed: Bool[Tensor, "b 1 q n"],
+    ) -> Float[Tensor, "b q c"]:
+        x = self.cross_norm(x + self.cross_attention(x + place, key, value, allowed))
+        placed = x + place
+        x = self.self_norm(x + self.self_attention(placed, placed, x))
+        return self.norm(x + self.linear2(F.relu(self.linear1(x))))
+
+
+def attention_mask(
+    embed: Float[Tensor, "b q c"], features: Float[Tensor, "b c n"]
+) -> Bool[Tensor, "b 1 q n"]:
+    """Where a query may look: where its own mask is at least 0.5, or everywhere if that is nowhere."""
+    inside = embed.detach() @ features >= 0
+    return (inside | ~inside.any(dim=2, keepdim=True))[:, None]
+
+
+class QueryDecoder(nn.Module):
+    """Query decoder of the released code. Layer i looks at level i mod 3 (strides 32, 16, 8).
+
+    The attention masks come from mask features resized to the level, which equals resizing the mask logits: both are
+    linear. So intermediate mask logits exist only where a loss needs them.
+    """
+
+    def __init__(self, classes: int, width: int, queries: int, layers: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.query_feat = nn.Embedding(queries, width)
+        self.query_embed = nn.Embedding(queries, width)
+        self.level_embed = nn.Embedding(LEVELS, width)
+        self.layers = nn.ModuleList(DecoderLayer(width, heads, hidden) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.class_embed = nn.Linear(width, classes + 1)
+        self.mask_embed = nn.Sequential(
+            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)
+        )
+
+    def forward(
+        self,
+        features: Float[Tensor, "b c h w"],
+        levels: Sequence[Float[Tensor, "b c _ _"]],
+        deep: bool,
+        with_masks: int,
+    ) -> Prediction:
+        """Class logits of all images, mask logits of the first `with_masks`.
+
+        Args:
+            features: mask features.
+            levels: maps of strides 32, 16, 8.
+            deep: every output, not the last alone.
+        """
+        keys, values, small = self._memory(features, levels)
+        x = self.query_feat.weight.expand(len(features), -1, -1)
+        outputs = [self.norm(x)]
+        embeds = [self.mask_embed(outputs[0])]
+        for i, layer in enumerate(self.layers):
+            level = i % LEVELS
+            allowed = attention_mask(embeds[-1], small[level])
+            x = layer(x, self.query_embed.weight, keys[level], values[level], allowed)
+            outputs.append(self.norm(x))
+            embeds.append(self.mask_embed(outputs[-1]))
+        kept = slice(None) if deep else slice(-1, None)
+        embed = torch.stack(embeds[kept], dim=1)[:with_masks]
+        masks = embed.flatten(1, 2) @ features[:with_masks].flatten(2)
+        masks = masks.view(*embed.shape[:3], *features.shape[2:])
+        return Prediction(self.class_embed(torch.stack(outputs[kept])), masks.transpose(0, 1))
+
+    def _memory(
+        self, features: Float[Tensor, "b c h w"], levels: Sequence[Float[Tensor, "b c _ _"]]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Keys and values (b n c) and mask features (b c n) of the levels that some layer looks at."""
+        keys, values, small = [], [], []
+        for level, embed in zip(levels[: len(self.layers)], self.level_embed.weight, strict=False):
+            size = (level.shape[2], level.shape[3])
+            values.append(level.flatten(2).transpose(1, 2) + embed)
+            keys.append(values[-1] + sine_positions(size, level.shape[1], level.device))
+            with torch.no_grad():
+                resized = F.interpolate(features.detach(), size=size, mode="bilinear", align_corners=False)
+            small.append(resized.flatten(2))
+        return keys, values, small

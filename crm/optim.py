@@ -1,0 +1,47 @@
+"""The optimiser and its schedule.
+
+Rules of the released code: everything below the backbone (Swins, mask tokens, fusion norms) has its own learning rate;
+norms, position-bias tables and embeddings are not decayed, biases and mask tokens are.
+"""
+
+from torch import nn
+from torch.optim import AdamW
+
+from crm.config import Optim
+
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)
+
+
+def build_optimizer(model: nn.Module, optim: Optim, fused: bool = True) -> AdamW:
+    """AdamW over four groups: backbone or head, decayed or not; a shared tensor counts once."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen or not parameter.requires_grad:
+                continue
+            seen.add(id(parameter))
+            plain = isinstance(module, (*_NORMS, nn.Embedding)) or "relative_position_bias_table" in name
+            groups.setdefault((_in_backbone(path), plain), []).append(parameter)
+    return AdamW(
+        [
+            {
+                "params": parameters,
+                "lr": optim.lr * (optim.backbone_factor if backbone else 1.0),
+                "weight_decay": 0.0 if plain else optim.weight_decay,
+            }
+            for (backbone, plain), parameters in groups.items()
+        ],
+        fused=fused,
+    )
+
+
+def _in_backbone(path: str) -> bool:
+    """Whether a module belongs to the branches or the fusion rather than to the head."""
+    return path.startswith(("rgb", "thermal", "fusion", "backbone"))
+
+
+def rate(step: int, steps: int, optim: Optim) -> float:
+    """The factor on every learning rate at `step`: linear warm-up, then polynomial decay to 0 at `steps`."""
+    rising = min(1.0, (step + 1) / optim.warmup) if optim.warmup else 1.0
+    return rising * (1 - step / steps) ** optim.power

@@ -1,0 +1,192 @@
+"""Points on which masks are compared: where they lie, and what prediction and labels say there.
+
+r = rows (one per pass, image and decoder output, in this order), n = pairs of a query with its class, p = points,
+b = images, h w = label map. A point is (x, y), each from 0 to 1.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float, Integer, Shaped, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+OUTSIDE, IGNORED, PADDED = 253, 254, 255  # ids in `Targets.labels` that are no class
+
+
+class Plan(NamedTuple):
+    """What points are needed for in one call."""
+
+    passes: Sequence[str]  # "fused", "rgb", "thermal", "masked"
+    outputs: int  # of the decoder, the last layer last
+    pairs: Sequence[int]  # per image
+    match: int  # points per image for matching
+    candidates: int  # points per pair, of which the most uncertain are kept
+    extra: int  # points per pair that are kept anyway
+    device: torch.device
+
+    @property
+    def rows(self) -> int:
+        return len(self.passes) * len(self.pairs) * self.outputs
+
+
+class Draw(Protocol):
+    """The points of one call; asked for rows, then for pairs, in ascending order."""
+
+    def match(self, rows: slice) -> Float[Tensor, "r p 2"]: ...
+
+    def loss(self, pairs: slice) -> tuple[Float[Tensor, "n p 2"], Float[Tensor, "n p2 2"]]:
+        """Candidates, and extra points."""
+        ...
+
+
+PointSource = Callable[[Plan], Draw]
+
+
+@dataclass(frozen=True)
+class RandomPoints:
+    """Uniform points, drawn for all rows and pairs together."""
+
+    generator: torch.Generator
+
+    def __call__(self, plan: Plan) -> Draw:
+        return _Random(self.generator, plan)
+
+
+@dataclass(frozen=True)
+class _Random:
+    generator: torch.Generator
+    plan: Plan
+
+    def match(self, rows: slice) -> Float[Tensor, "r p 2"]:
+        return self._uniform(rows.stop - rows.start, self.plan.match)
+
+    def loss(self, pairs: slice) -> tuple[Float[Tensor, "n p 2"], Float[Tensor, "n p2 2"]]:
+        count = pairs.stop - pairs.start
+        return self._uniform(count, self.plan.candidates), self._uniform(count, self.plan.extra)
+
+    def _uniform(self, *shape: int) -> Tensor:
+        points = torch.rand(*shape, 2, generator=self.generator, device=self.generator.device)
+        return points.to(self.plan.device)
+
+
+@dataclass(frozen=True)
+class ReleasedPoints:
+    """Uniform points in the order of the released code, for bit parity; all drawn at once, so it needs much memory.
+
+    For every pass the last decoder output first, then the others from the first on: one draw per image for matching,
+    one for the candidates of all pairs, one for the extra points.
+    """
+
+    generator: torch.Generator
+
+    def __call__(self, plan: Plan) -> Draw:
+        def uniform(rows: int, points: int) -> Tensor:
+            return torch.rand(rows, points, 2, generator=self.generator, device=self.generator.device).to(plan.device)
+
+        match, candidates, extra = {}, {}, {}
+        for name in plan.passes:
+            for output in (plan.outputs - 1, *range(plan.outputs - 1)):
+                match[name, output] = torch.cat([uniform(1, plan.match) for _ in plan.pairs])
+                candidates[name, output] = uniform(sum(plan.pairs), plan.candidates)
+                extra[name, output] = uniform(sum(plan.pairs), plan.extra)
+        return GivenPoints(match, candidates, extra)(plan)
+
+
+@dataclass(frozen=True)
+class GivenPoints:
+    """Points that are known; keys are (pass, decoder output).
+
+    Args:
+        match: image by image (b p 2).
+        candidates: pair by pair (n p 2): image by image, inside an image by query.
+        extra: like candidates.
+    """
+
+    match: dict[tuple[str, int], Tensor]
+    candidates: dict[tuple[str, int], Tensor]
+    extra: dict[tuple[str, int], Tensor]
+
+    def __call__(self, plan: Plan) -> Draw:
+        one = [1] * len(plan.pairs)
+        return Points(
+            _in_row_order(plan, self.match, one),
+            _in_row_order(plan, self.candidates, plan.pairs),
+            _in_row_order(plan, self.extra, plan.pairs),
+        )
+
+
+def _in_row_order(plan: Plan, blocks: dict[tuple[str, int], Tensor], sizes: Sequence[int]) -> Tensor:
+    """Blocks per pass and decoder output, each image by image, as one tensor: pass, image, decoder output."""
+    parts = []
+    for name in plan.passes:
+        outputs = [blocks[name, output].split(list(sizes)) for output in range(plan.outputs)]
+        parts += [part for image in zip(*outputs, strict=True) for part in image]
+    return torch.cat(parts).to(plan.device)
+
+
+@dataclass(frozen=True)
+class Points:
+    """A draw that is there as a whole, in the order of rows and of pairs."""
+
+    matching: Float[Tensor, "r p 2"]
+    candidates: Float[Tensor, "n p 2"]
+    extra: Float[Tensor, "n p2 2"]
+
+    def match(self, rows: slice) -> Float[Tensor, "r p 2"]:
+        return self.matching[rows]
+
+    def loss(self, pairs: slice) -> tuple[Float[Tensor, "n p 2"], Float[Tensor, "n p2 2"]]:
+        return self.candidates[pairs], self.extra[pairs]
+
+
+def sample_maps(maps: Float[Tensor, "n c mh mw"], points: Float[Tensor, "n p 2"]) -> Float[Tensor, "n c p"]:
+    """Values of `maps` at the points: bilinear between cell centres, with zeros beyond the border."""
+    return F.grid_sample(maps, 2 * points[:, None] - 1, align_corners=False)[:, :, 0]
+
+
+class Corners(NamedTuple):
+    """The four label pixels around each point, and their bilinear shares."""
+
+    ids: UInt8[Tensor, "n 4 p"]
+    shares: Float[Tensor, "n 4 p"]
+
+
+def label_corners(
+    labels: UInt8[Tensor, "b h w"], images: Integer[Tensor, " n"], points: Float[Tensor, "n p 2"]
+) -> Corners:
+    """Reads label maps that have a border of one pixel (`Targets.labels`), one map per row of points.
+
+    Equals sampling a mask per class, without making the masks.
+    """
+    b, height, width = labels.shape
+    place = points * points.new_tensor([width - 2, height - 2]) + 0.5  # 0.5 is the centre of the border pixel
+    corner = place.floor()
+    x, y = (place - corner).unbind(2)
+    corner = corner.long()
+    first = corner[..., 1] * width + corner[..., 0] + (images * (height * width))[:, None]
+    index = torch.stack([first, first + 1, first + width, first + width + 1], dim=1)
+    right = x * y
+    shares = torch.stack([1 - x - y + right, x - right, y - right, right], dim=1)
+    return Corners(labels.flatten()[index], shares)
+
+
+def class_shares(corners: Corners, classes: Shaped[Tensor, "n t"]) -> Float[Tensor, "n t p"]:
+    """How much of each class a point sees: the bilinear samples of the classes' masks."""
+    ids, shares = corners
+    classes = classes.to(ids.dtype)[:, :, None]
+    total = shares[:, None, 0] * (ids[:, None, 0] == classes)
+    for corner in range(1, 4):
+        total = total + shares[:, None, corner] * (ids[:, None, corner] == classes)
+    return total
+
+
+def point_weights(corners: Corners, skip: Sequence[int]) -> Float[Tensor, "n p"]:
+    """The share of what a point sees that is none of the ids in `skip`."""
+    ids, shares = corners
+    skipped = torch.zeros_like(ids, dtype=torch.bool)
+    for code in skip:
+        skipped = skipped | (ids == code)
+    return (shares * ~skipped).sum(1)

@@ -1,0 +1,77 @@
+"""Where a run's numbers came from: commit, code, versions, data, hardware. Torch-free."""
+
+import platform
+import subprocess
+import sys
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from crm.config import SCHEMA
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pillow", "safetensors")
+SOURCES = Path(__file__).resolve().parent
+
+
+def provenance(data: dict[str, Any], device: str) -> dict[str, Any]:
+    """What is written once, by the first attempt; `data` is the manifest of the splits used."""
+    return {
+        "schema": SCHEMA,
+        **source(),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "data": data,
+        "hardware": {
+            "cpu": _cpu(),
+            "cores": psutil.cpu_count(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+            "device": device,
+        },
+        "command": sys.argv,
+    }
+
+
+def source() -> dict[str, Any]:
+    """Commit and uncommitted changes of the repository the code stands in, and a hash of the code itself.
+
+    The hash is over the package's own .py files, so it is there without git too.
+    """
+    code = sha256()
+    for path in sorted(SOURCES.rglob("*.py")):
+        code.update(path.relative_to(SOURCES).as_posix().encode() + b"\0" + path.read_bytes())
+    diff = _git("diff", "HEAD")
+    return {
+        "commit": (_git("rev-parse", "HEAD") or "unknown").strip(),
+        "dirty": bool(diff),
+        "diff": diff or "",
+        "code": code.hexdigest()[:16],
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says, or None where there is no git or no repository."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(SOURCES), *arguments], capture_output=True, text=True, check=True, errors="replace"
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _cpu() -> str:
+    """The CPU's model name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,143 @@
+"""One attempt at one run, in a process of its own: train it if it is not trained, evaluate what it lacks.
+
+    python -m crm.worker RUN_FOLDER --token TOKEN --selection last --conditions test test.rgb=missing_mean ...
+
+SIGTERM, SIGINT and SIGUSR2 ask it to checkpoint after the running step and to stop. It writes only while it holds the
+run's claim. Exit codes: 0 done, 1 failed (failure.json says why), 75 stopped and resumable, 76 another attempt has it.
+"""
+
+import argparse
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from crm.conditions import Condition, condition
+from crm.config import Config
+from crm.machine import Machine
+from crm.records import (
+    Claim,
+    Superseded,
+    append,
+    claim,
+    lacking,
+    read_config,
+    read_json,
+    recorded_numerics,
+    write_json,
+)
+
+DONE, FAILED, STOPPED, TAKEN = 0, 1, 75, 76
+
+
+class StopFlag:
+    """True once a signal has asked the process to stop; the loop looks at it between steps."""
+
+    def __init__(self) -> None:
+        self.set = False
+
+    def __call__(self) -> bool:
+        return self.set
+
+    def listen(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+            signal.signal(number, self._raise)
+
+    def _raise(self, number: int, frame: object) -> None:
+        self.set = True
+
+
+def attempt(
+    folder: Path,
+    machine: Machine,
+    token: str,
+    selection: str,
+    conditions: Sequence[Condition],
+    stop: Callable[[], bool],
+    tell: Callable,
+) -> int:
+    """Carries one attempt through and returns its exit code; every ending is recorded in the run folder."""
+    mine = claim(folder, token)
+    if mine is None:
+        return TAKEN
+    (folder / "failure.json").unlink(missing_ok=True)
+    try:
+        finished = _work(mine, read_config(folder), machine, selection, conditions, stop, tell)
+    except Superseded:
+        logging.warning("another attempt has taken this run over; nothing more is written")
+        return TAKEN
+    except BaseException as error:  # whatever it was, the folder must say why; it is raised again or turned into 1
+        _record_failure(mine, error)
+        if not isinstance(error, Exception):
+            raise
+        logging.exception("the attempt failed")
+        return FAILED
+    append(folder, "end", token=token, outcome="done" if finished else "stopped")
+    mine.release()
+    return DONE if finished else STOPPED
+
+
+def _work(
+    mine: Claim,
+    config: Config,
+    machine: Machine,
+    selection: str,
+    conditions: Sequence[Condition],
+    stop: Callable[[], bool],
+    tell: Callable,
+) -> bool:
+    """Trains and evaluates; False if asked to stop before the end."""
+    import torch
+
+    from crm.evaluate import evaluate_run
+    from crm.train import train
+
+    machine = recorded_numerics(mine.folder, machine)
+    if machine.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"the run was begun on {machine.device}, and this machine has no such device")
+    torch.set_num_threads(machine.threads)
+    if not (mine.folder / "result.json").exists() and not train(config, machine, mine, stop, tell):
+        return False
+    return evaluate_run(config, machine, mine, selection, lacking(mine.folder, selection, conditions), stop)
+
+
+def _record_failure(mine: Claim, error: BaseException) -> None:
+    reason = f"{type(error).__name__}: {error}"
+    step = (read_json(mine.folder / "progress.json") or {}).get("step", 0)
+    write_json(
+        mine.folder / "failure.json",
+        {"reason": reason, "step": step, "token": mine.token, "traceback": traceback.format_exc()},
+    )
+    append(mine.folder, "end", token=mine.token, outcome="failed", reason=reason, step=step)
+    mine.release()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m crm.worker", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--token", required=True)
+    parser.add_argument("--selection", default="last")
+    parser.add_argument("--conditions", nargs="*", default=[])
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--checkpoint-every", type=int, default=100)
+    given = parser.parse_args(arguments)
+    stop = StopFlag()
+    stop.listen()  # before torch loads, which takes seconds
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    machine = Machine(
+        runs=given.folder.parent,
+        data=given.data,
+        device=given.device,
+        threads=given.threads,
+        checkpoint_every=given.checkpoint_every,
+    )
+    wanted = [condition(name) for name in given.conditions]
+    return attempt(given.folder, machine, given.token, given.selection, wanted, stop, lambda progress: None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
