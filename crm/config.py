@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from hashlib import sha256
 from typing import Any, TypeVar
 
-from crm.names import unknown
+from crm.names import family, unknown
 
 T = TypeVar("T", bound=Any)
 
@@ -109,6 +109,14 @@ class Config:
 def _check(config: Config) -> None:
     """Refuses values that cannot work, alone or together, naming the fields."""
     data, model, masking, loss = config.data, config.model, config.masking, config.loss
+    for path, value, known in (
+        ("data.dataset", data.dataset, family("data/specs.py", "DATASETS")),
+        ("model.fusion", model.fusion, family("model/fusion.py", "FUSIONS")),
+        ("masking.kind", masking.kind, family("masking.py", "MASKINGS")),
+        ("masking.shape", masking.shape, family("masking.py", "SHAPES")),
+    ):
+        if value not in known:
+            raise unknown(path, value, known)
     positive = {"batch": config.batch, "steps": config.steps, "loss.points": loss.points, "model.queries": model.queries}
     for path, value in positive.items():
         if value < 1:

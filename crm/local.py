@@ -5,6 +5,7 @@ the truth; what runs, what is done and what failed is read from the run folders.
 """
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from crm.conditions import Condition
 from crm.machine import Machine
 from crm.records import State, open_run, state
 from crm.sweep import Cell
-from crm.worker import TAKEN
+from crm.worker import FAILED, TAKEN, StopFlag, attempt
 
 POLL = 0.25  # seconds between looks
 
@@ -36,133 +37,172 @@ class Queue:
     def state(self, cell: Cell) -> State:
         return state(self.machine.runs, cell.config, self.selection, self.conditions)
 
+    def states(self) -> dict[str, State]:
+        """The state of every cell, by label."""
+        return {cell.label: self.state(cell) for cell in self.cells}
+
 
 @dataclass
 class Outcome:
-    """What became of every cell, by label."""
+    """What became of the cells that this call worked on or waited for: label -> reason."""
 
-    done: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)  # label -> reason
-    unfinished: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    unfinished: dict[str, str] = field(default_factory=dict)
 
 
 Show = Callable[[dict[str, State]], None]
 
 
-def run(queue: Queue, show: Show) -> Outcome:
-    """Works until every cell is done or has failed in this call; `show` gets all states at every look.
+def run_local(queue: Queue, show: Show) -> Outcome:
+    """Works until every cell is done or has been tried in this call; `show` gets all states at every look.
 
-    KeyboardInterrupt checkpoints and stops the workers, then goes on up.
+    KeyboardInterrupt checkpoints and stops the workers, also the adopted ones, then goes on up.
     """
     waiting = list(queue.cells)
-    running: dict[str, subprocess.Popen | None] = {}  # cell label -> our child, or None for an adopted worker
+    workers: list[_Worker] = []
+    adopted: list[Cell] = []  # another call's workers are at these
     outcome = Outcome()
-    by_label = {cell.label: cell for cell in queue.cells}
     try:
-        while waiting or running:
-            states = {cell.label: queue.state(cell) for cell in queue.cells}
-            for label, child in list(running.items()):
-                if (child is None or child.poll() is not None) and states[label].name != "running":
-                    taken = child is not None and child.returncode == TAKEN
-                    _settle(outcome, label, queue.state(by_label[label]), child, taken)
-                    del running[label]
+        while True:
+            states = queue.states()
+            for worker in list(workers):
+                if (ended := worker.answer()) is not None:
+                    cell, code = ended
+                    if code == TAKEN:
+                        waiting.append(cell)  # somebody else was faster; it is adopted at the next look
+                    else:
+                        _settle(outcome, cell, queue.state(cell), code)
+                if worker.process.poll() is not None:
+                    workers.remove(worker)
+            adopted = [cell for cell in adopted if states[cell.label].name == "running"]
+            busy = sum(worker.cell is not None for worker in workers) + len(adopted)
             for cell in list(waiting):
-                now = states[cell.label]
-                if now.name == "done":
-                    outcome.done.append(cell.label)
-                elif now.name == "running":
-                    running[cell.label] = None
-                elif len(running) < queue.workers:
-                    running[cell.label] = _start(queue, cell)
-                else:
-                    continue
+                if states[cell.label].name == "running":
+                    adopted.append(cell)
+                elif states[cell.label].name != "done":
+                    if busy >= queue.workers:
+                        continue
+                    _idle(workers, queue).give(cell, open_run(queue.machine.runs, cell.config))
+                    busy += 1
                 waiting.remove(cell)
-            show({**states, **{label: states[label] for label in running}})
+            show(states)
+            if not waiting and not adopted and all(worker.cell is None for worker in workers):
+                break
             time.sleep(POLL)
     except KeyboardInterrupt:
-        stop(queue, running)
+        _stop(queue, workers, adopted)
         raise
-    show({cell.label: queue.state(cell) for cell in queue.cells})
+    for worker in workers:
+        worker.dismiss()
     return outcome
 
 
-def _settle(outcome: Outcome, label: str, now: State, child: subprocess.Popen | None, taken: bool) -> None:
-    """Files a worker that has ended under what its folder says."""
-    if now.name == "done":
-        outcome.done.append(label)
-    elif now.name == "failed":
-        outcome.failed[label] = now.reason
-    elif child is not None and child.returncode and not taken and child.returncode < 0:
-        outcome.failed[label] = f"the worker was killed by signal {signal.Signals(-child.returncode).name}"
-    else:
-        outcome.unfinished.append(label)
+def _settle(outcome: Outcome, cell: Cell, now: State, code: int) -> None:
+    """Files a cell whose attempt has ended under what its folder says."""
+    if now.name == "failed":
+        outcome.failed[cell.label] = now.reason
+    elif code < 0:
+        outcome.unfinished[cell.label] = f"its worker was killed by {signal.Signals(-code).name}; run again to resume"
+    elif now.name != "done":
+        outcome.unfinished[cell.label] = f"stopped before its end ({now.name}); run again to resume"
 
 
-def _start(queue: Queue, cell: Cell) -> subprocess.Popen:
-    """Starts the worker of one cell; what it prints goes to the run's log.txt."""
-    machine = queue.machine
-    folder = open_run(machine.runs, cell.config)
-    command = [
-        sys.executable, "-m", "crm.worker", str(folder.resolve()),
-        "--token", uuid4().hex[:16],
-        "--selection", queue.selection,
-        "--device", machine.device,
-        "--threads", str(machine.threads),
-        "--checkpoint-every", str(machine.checkpoint_every),
-        *(["--data", str(machine.data.resolve())] if machine.data else []),
-        "--conditions", *(condition.name for condition in queue.conditions),
-    ]  # fmt: skip
-    threads = {name: str(machine.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    with (folder / "log.txt").open("ab") as log:
-        return subprocess.Popen(
+class _Worker:
+    """One worker process and the cell it is at."""
+
+    def __init__(self, queue: Queue) -> None:
+        machine = queue.machine
+        command = [
+            sys.executable, "-m", "crm.worker",
+            "--selection", queue.selection,
+            "--device", machine.device,
+            "--threads", str(machine.threads),
+            "--checkpoint-every", str(machine.checkpoint_every),
+            *(["--data", str(machine.data.resolve())] if machine.data else []),
+            "--conditions", *(condition.name for condition in queue.conditions),
+        ]  # fmt: skip
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(machine.threads))
+        self.process = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            env={**os.environ, **threads, "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C and a closed terminal reach this process only
+            env={**os.environ, **threads},
             cwd=Path(__file__).resolve().parents[1],
+            text=True,
+            bufsize=1,
         )
+        self.cell: Cell | None = None
+
+    def give(self, cell: Cell, folder: Path) -> None:
+        assert self.process.stdin is not None
+        self.cell = cell
+        try:
+            print(folder.resolve(), file=self.process.stdin, flush=True)
+        except BrokenPipeError:
+            return  # it has died; answer() will say so
+
+    def answer(self) -> tuple[Cell, int] | None:
+        """The cell whose attempt has ended since the last look, with its code; a negative one is the killing signal."""
+        if self.cell is None:
+            return None
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], 0)
+        line = self.process.stdout.readline() if ready else ""
+        code = int(line.split()[1]) if line else self.process.poll()
+        if code is None:
+            return None
+        cell, self.cell = self.cell, None
+        return cell, code
+
+    def dismiss(self) -> None:
+        """No more work: the worker leaves by itself."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
 
 
-def stop(queue: Queue, running: dict[str, subprocess.Popen | None], patience: float = 120.0) -> None:
-    """Asks the workers to checkpoint and end, and waits for them."""
-    by_label = {cell.label: cell for cell in queue.cells}
-    for label, child in running.items():
-        pid = child.pid if child is not None else queue.state(by_label[label]).pid
-        if pid is not None and (child is None or child.poll() is None):
-            try:
-                os.kill(pid, signal.SIGTERM)
-            except ProcessLookupError:
-                continue
+def _idle(workers: list[_Worker], queue: Queue) -> _Worker:
+    """A worker without a cell, a new one if there is none."""
+    for worker in workers:
+        if worker.cell is None and worker.process.poll() is None:
+            return worker
+    workers.append(_Worker(queue))
+    return workers[-1]
+
+
+def _stop(queue: Queue, workers: Sequence[_Worker], adopted: Sequence[Cell], patience: float = 120.0) -> None:
+    """Asks all workers to checkpoint and end, and waits for them, at most `patience` seconds."""
+    pids = [worker.process.pid for worker in workers if worker.process.poll() is None]
+    pids += [pid for cell in adopted if (pid := queue.state(cell).pid) is not None]
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGTERM)
+        except ProcessLookupError:
+            continue
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
-        ended = [child.poll() is not None if child else queue.state(by_label[label]).name != "running"
-                 for label, child in running.items()]  # fmt: skip
-        if all(ended):
+        left = any(worker.process.poll() is None for worker in workers)
+        if not left and not any(queue.state(cell).name == "running" for cell in adopted):
             return
         time.sleep(POLL)
 
 
 def run_inline(queue: Queue, show: Show) -> Outcome:
     """The same work one cell after another in this process."""
-    from crm.worker import FAILED, StopFlag, attempt
-
     outcome = Outcome()
-    stop_asked = StopFlag()
-    stop_asked.listen()
+    stop = StopFlag()
+    stop.listen()
     for cell in queue.cells:
-        if queue.state(cell).name != "done":
-            folder = open_run(queue.machine.runs, cell.config)
-            tell = lambda progress: show({each.label: queue.state(each) for each in queue.cells})  # noqa: E731
-            code = attempt(
-                folder, queue.machine, uuid4().hex[:16], queue.selection, queue.conditions, stop_asked, tell
-            )
-            if stop_asked():
-                raise KeyboardInterrupt
-            if code == FAILED:
-                outcome.failed[cell.label] = queue.state(cell).reason
-                continue
-        outcome.done.append(cell.label)
-    show({cell.label: queue.state(cell) for cell in queue.cells})
+        if queue.state(cell).name == "done":
+            continue
+        folder = open_run(queue.machine.runs, cell.config)
+        code = attempt(
+            folder, queue.machine, uuid4().hex[:16], queue.selection, queue.conditions, stop,
+            lambda progress: show(queue.states()),
+        )  # fmt: skip
+        if stop():
+            raise KeyboardInterrupt
+        if code == FAILED:
+            outcome.failed[cell.label] = queue.state(cell).reason
+        show(queue.states())
     return outcome

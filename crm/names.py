@@ -1,7 +1,10 @@
 """Names a person typed, checked against the names that exist."""
 
+import ast
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -20,3 +23,18 @@ def chosen(kind: str, name: str, options: dict[str, T]) -> T:
     if name not in options:
         raise unknown(kind, name, options)
     return options[name]
+
+
+@cache
+def family(file: str, name: str) -> tuple[str, ...]:
+    """The keys of a family of alternatives, as in `family("masking.py", "MASKINGS")`, in the order of its file.
+
+    Read from the source, whose dict is a literal: importing it would load torch, which takes seconds.
+    """
+    tree = ast.parse((Path(__file__).parent / file).read_text())
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            assert isinstance(node.value, ast.Dict), f"{name} in {file} must be a literal dict"
+            return tuple(ast.literal_eval(key) for key in node.value.keys if key is not None)
+    raise KeyError(f"{file} has no {name}")

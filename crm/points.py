@@ -6,7 +6,7 @@ b = images, h w = label map. A point is (x, y), each from 0 to 1.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Integer, Shaped, UInt8
@@ -32,12 +32,13 @@ class Plan(NamedTuple):
         return len(self.passes) * len(self.pairs) * self.outputs
 
 
+@runtime_checkable
 class Draw(Protocol):
     """The points of one call; asked for rows, then for pairs, in ascending order."""
 
     def match(self, rows: slice) -> Float[Tensor, "r p 2"]: ...
 
-    def loss(self, pairs: slice) -> tuple[Float[Tensor, "n p 2"], Float[Tensor, "n p2 2"]]:
+    def loss(self, pairs: slice) -> tuple[Float[Tensor, "n p 2"], Float[Tensor, "n e 2"]]:
         """Candidates, and extra points."""
         ...
 
@@ -47,7 +48,11 @@ PointSource = Callable[[Plan], Draw]
 
 @dataclass(frozen=True)
 class RandomPoints:
-    """Uniform points, drawn for all rows and pairs together."""
+    """Uniform points, drawn for all rows and pairs together.
+
+    One set is drawn per request and moved, around the borders, by an own random shift for every row or pair. Points of
+    a row are independent, and so are those of two rows at the same place in the set; it takes a tenth of the time.
+    """
 
     generator: torch.Generator
 
@@ -63,13 +68,14 @@ class _Random:
     def match(self, rows: slice) -> Float[Tensor, "r p 2"]:
         return self._uniform(rows.stop - rows.start, self.plan.match)
 
-    def loss(self, pairs: slice) -> tuple[Float[Tensor, "n p 2"], Float[Tensor, "n p2 2"]]:
+    def loss(self, pairs: slice) -> tuple[Float[Tensor, "n p 2"], Float[Tensor, "n e 2"]]:
         count = pairs.stop - pairs.start
         return self._uniform(count, self.plan.candidates), self._uniform(count, self.plan.extra)
 
-    def _uniform(self, *shape: int) -> Tensor:
-        points = torch.rand(*shape, 2, generator=self.generator, device=self.generator.device)
-        return points.to(self.plan.device)
+    def _uniform(self, count: int, points: int) -> Float[Tensor, "n p 2"]:
+        drawn = torch.rand(count + points, 2, generator=self.generator, device=self.generator.device)
+        shift, common = drawn.to(self.plan.device).split([count, points])
+        return (shift[:, None] + common).frac_()
 
 
 @dataclass(frozen=True)
@@ -131,14 +137,14 @@ def _in_row_order(plan: Plan, blocks: dict[tuple[str, int], Tensor], sizes: Sequ
 class Points:
     """A draw that is there as a whole, in the order of rows and of pairs."""
 
-    matching: Float[Tensor, "r p 2"]
+    matching: Float[Tensor, "r m 2"]
     candidates: Float[Tensor, "n p 2"]
-    extra: Float[Tensor, "n p2 2"]
+    extra: Float[Tensor, "n e 2"]
 
     def match(self, rows: slice) -> Float[Tensor, "r p 2"]:
         return self.matching[rows]
 
-    def loss(self, pairs: slice) -> tuple[Float[Tensor, "n p 2"], Float[Tensor, "n p2 2"]]:
+    def loss(self, pairs: slice) -> tuple[Float[Tensor, "n p 2"], Float[Tensor, "n e 2"]]:
         return self.candidates[pairs], self.extra[pairs]
 
 
@@ -161,7 +167,7 @@ def label_corners(
 
     Equals sampling a mask per class, without making the masks.
     """
-    b, height, width = labels.shape
+    height, width = labels.shape[1:]
     place = points * points.new_tensor([width - 2, height - 2]) + 0.5  # 0.5 is the centre of the border pixel
     corner = place.floor()
     x, y = (place - corner).unbind(2)
@@ -170,7 +176,7 @@ def label_corners(
     index = torch.stack([first, first + 1, first + width, first + width + 1], dim=1)
     right = x * y
     shares = torch.stack([1 - x - y + right, x - right, y - right, right], dim=1)
-    return Corners(labels.flatten()[index], shares)
+    return Corners(labels.flatten().index_select(0, index.flatten()).view_as(index), shares)
 
 
 def class_shares(corners: Corners, classes: Shaped[Tensor, "n t"]) -> Float[Tensor, "n t p"]:

@@ -1,18 +1,24 @@
-"""One attempt at one run, in a process of its own: train it if it is not trained, evaluate what it lacks.
+"""A worker: takes runs one after another, trains each if it is not trained, evaluates what it lacks.
 
-    python -m crm.worker RUN_FOLDER --token TOKEN --selection last --conditions test test.rgb=missing_mean ...
+    python -m crm.worker --selection last --conditions test test.rgb=missing_mean ...
 
-SIGTERM, SIGINT and SIGUSR2 ask it to checkpoint after the running step and to stop. It writes only while it holds the
-run's claim. Exit codes: 0 done, 1 failed (failure.json says why), 75 stopped and resumable, 76 another attempt has it.
+Each line of standard input names a run folder; each line of standard output answers with the code of its attempt. The
+libraries load once for all of them. When the input ends, because there is no more work or because the parent died, the
+worker finishes its run and leaves. SIGTERM, SIGINT and SIGUSR2 ask it to checkpoint after the running step and to stop.
+A run is written only while its claim is held. What an attempt prints goes to the run's log.txt.
+
+Codes: 0 done, 1 failed (failure.json says why), 75 stopped and resumable, 76 another attempt has the run.
 """
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from uuid import uuid4
 
 from crm.conditions import Condition, condition
 from crm.config import Config
@@ -37,6 +43,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.set = False
+        self.idle = False  # between runs there is no loop to look at it
 
     def __call__(self) -> bool:
         return self.set
@@ -47,6 +54,8 @@ class StopFlag:
 
     def _raise(self, number: int, frame: object) -> None:
         self.set = True
+        if self.idle:
+            sys.exit(STOPPED)
 
 
 def attempt(
@@ -116,8 +125,6 @@ def _record_failure(mine: Claim, error: BaseException) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m crm.worker", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--token", required=True)
     parser.add_argument("--selection", default="last")
     parser.add_argument("--conditions", nargs="*", default=[])
     parser.add_argument("--data", type=Path)
@@ -128,15 +135,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop = StopFlag()
     stop.listen()  # before torch loads, which takes seconds
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    machine = Machine(
-        runs=given.folder.parent,
-        data=given.data,
-        device=given.device,
-        threads=given.threads,
-        checkpoint_every=given.checkpoint_every,
-    )
     wanted = [condition(name) for name in given.conditions]
-    return attempt(given.folder, machine, given.token, given.selection, wanted, stop, lambda progress: None)
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    while not stop():
+        stop.idle = True
+        line = sys.stdin.readline()
+        stop.idle = False
+        if not line:
+            return DONE
+        folder = Path(line.strip())
+        machine = Machine(
+            runs=folder.parent,
+            data=given.data,
+            device=given.device,
+            threads=given.threads,
+            checkpoint_every=given.checkpoint_every,
+        )
+        _print_to(folder / "log.txt")
+        code = attempt(folder, machine, uuid4().hex[:16], given.selection, wanted, stop, lambda progress: None)
+        try:
+            print(folder.name, code, file=answers, flush=True)
+        except BrokenPipeError:  # the parent died meanwhile; the run folder says everything
+            return code
+    return STOPPED
+
+
+def _print_to(path: Path) -> None:
+    """Sends what this process prints to a file, whoever prints it."""
+    with path.open("ab") as log:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(log.fileno(), stream.fileno())
 
 
 if __name__ == "__main__":

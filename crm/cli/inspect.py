@@ -65,7 +65,7 @@ def show(
     dataset: Annotated[str, typer.Argument(help="A data set, as in `crm list data`.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The PNG. [default: reports/DATASET.png]")] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    frames: Annotated[int, typer.Option(min=1, max=40, help="How many frames, half of them at night.")] = 8,
+    rows: Annotated[int, typer.Option(min=1, max=20, help="Rows, each a day and a night frame.")] = 4,
     data: Data = None,
     json: Json = False,
 ) -> None:
@@ -83,6 +83,6 @@ def show(
     opened = open_split(spec.name, split, data_root=options.data_folder(data), size=(240, 320))
     path = out or home() / "reports" / f"{dataset}.png"
     buffer = io.BytesIO()
-    contact_sheet(opened, rows=frames).save(buffer, format="PNG")
+    contact_sheet(opened, rows=rows).save(buffer, format="PNG")
     write_bytes(path, buffer.getvalue())
     options.echo_json({"file": path}) if json else typer.echo(str(path))

@@ -226,7 +226,7 @@ def run_cells(
 ) -> dict[str, str]:
     """Runs what is left and returns the failures, label -> reason; mirrors the runs meanwhile."""
     from crm.cli.progress import Board
-    from crm.local import Queue, run, run_inline
+    from crm.local import Queue, run_inline, run_local
     from crm.records import open_run
 
     for cell in cells:
@@ -237,14 +237,14 @@ def run_cells(
     mirror = _start_mirror(name, found, cells, machine.runs) if track else None
     try:
         with Board(quiet) as board:
-            outcome = (run if cluster == "local" else run_inline)(queue, board.show)
+            outcome = (run_local if cluster == "local" else run_inline)(queue, board.show)
     finally:
         if mirror is not None and (trouble := mirror.finish()):
             say(f"tracking: {trouble}; the runs themselves are complete, and the next call sends what is missing")
-    for label, reason in outcome.failed.items():
-        cell = next(cell for cell in cells if cell.label == label)
-        typer.echo(f"{label} failed: {reason}\n  log: {machine.runs / cell.id / 'log.txt'}", err=True)
-    return {**outcome.failed, **dict.fromkeys(outcome.unfinished, "stopped before its end")}
+    for cell in cells:
+        if reason := outcome.failed.get(cell.label) or outcome.unfinished.get(cell.label):
+            typer.echo(f"{cell.label} failed: {reason}\n  log: {machine.runs / cell.id / 'log.txt'}", err=True)
+    return {**outcome.failed, **outcome.unfinished}
 
 
 def write_report(name: str, found: Sweep, runs: Path, data: Path | None, sets: list[str] | None, say: Any) -> str:

@@ -43,7 +43,7 @@ def open_split(
         count = limit or chosen(f"{spec.title} split", split, spec.splits)
         chosen(f"{spec.title} split", split, spec.splits)
         seed = spec.seed if seed is None else seed
-        names = [f"{split}_{index:05d}{'N' if index % 2 else 'D'}" for index in range(count)]
+        names = [synthetic.name(split, index) for index in range(count)]
         written = {"generator": synthetic.VERSION, "seed": seed, "split": split, "size": [height, width]}
         return Split(spec, split, names, (height, width), lambda i: synthetic.scene(seed, split, i, (height, width)), written)
     layout = LAYOUTS[spec.layout]
@@ -70,13 +70,14 @@ def resize(frame: Frame, size: tuple[int, int]) -> Frame:
     if frame.size == tuple(size):
         return frame
 
-    def to(array: np.ndarray, how: Image.Resampling) -> np.ndarray:
-        return np.array(Image.fromarray(array).resize((size[1], size[0]), how))
-
     smooth, nearest = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
     # RGB and thermal apart: as RGBA, Pillow would weight the colours by the temperature
-    rgb, thermal = to(frame.rgb, smooth), to(frame.thermal, smooth)
-    return replace(frame, rgb=rgb, thermal=thermal, label=to(frame.label, nearest))
+    rgb, thermal = _resized(frame.rgb, size, smooth), _resized(frame.thermal, size, smooth)
+    return replace(frame, rgb=rgb, thermal=thermal, label=_resized(frame.label, size, nearest))
+
+
+def _resized(array: np.ndarray, size: tuple[int, int], how: Image.Resampling) -> np.ndarray:
+    return np.array(Image.fromarray(array).resize((size[1], size[0]), how))
 
 
 def manifest(split: "Split") -> dict[str, Any]:

@@ -5,6 +5,7 @@ are never premultiplied by it); `labels/NAME.png` has one channel of class ids; 
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,9 @@ def read_names(spec: DatasetSpec, folder: Path, split: str) -> list[str]:
     names = listing.read_text().split()
     if not names:
         raise ValueError(f"{listing} lists no frame")
-    if double := {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set():
-        raise ValueError(f"{listing} lists {min(double)} more than once")
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"{listing} lists {name} {times} times")
     return names
 
 
@@ -74,8 +76,8 @@ def files_mf(folder: Path, split: str, name: str) -> list[Path]:
 
 def _open(path: Path, split: str) -> Image.Image:
     try:
-        image = Image.open(path)
-        image.load()
+        with Image.open(path) as image:
+            image.load()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing, but the list {split}.txt names it") from None
     except (UnidentifiedImageError, OSError, SyntaxError) as error:

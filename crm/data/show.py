@@ -79,7 +79,7 @@ def _legend(spec: DatasetSpec, width: int) -> tuple[Image.Image, int]:
     x = y = 0
     for name, colour in zip(spec.classes, spec.colours, strict=True):
         shown = spec.shows_in.get(name, "both")
-        text = name if shown == "both" else f"{name} ({shown} only)"
+        text = name if shown == "both" else f"{name} ({'RGB' if shown == 'rgb' else shown} only)"
         step = 26 + int(draw.textlength(text, font)) + 26
         if x and x + step > width:
             x, y = 0, y + line

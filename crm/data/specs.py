@@ -100,4 +100,4 @@ MF = DatasetSpec(
     "mfnet/ holds images/, labels/, train.txt, val.txt and test.txt",
 )
 
-DATASETS = {spec.name: spec for spec in (SYNTHETIC, MF)}
+DATASETS = {"synthetic": SYNTHETIC, "mf": MF}

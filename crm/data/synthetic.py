@@ -44,21 +44,35 @@ def scene(seed: int, split: str, index: int, size: tuple[int, int]) -> Frame:
     height, width = size
     if height < SMALLEST[0] or width < SMALLEST[1]:
         raise ValueError(f"a synthetic scene needs at least {SMALLEST[0]}x{SMALLEST[1]} pixels, not {height}x{width}")
-    if index < 0:
-        raise ValueError(f"scenes are numbered from 0, not {index}")
-    key = [seed, int.from_bytes(sha256(split.encode()).digest()[:4], "little"), index]
-    night = index % 2 == 1
-    trouble = TROUBLES[index // 2 % len(TROUBLES)] if not night else ""
-    plan = _plan(np.random.default_rng([*key, 0]), night, trouble)
-    rgb, heat, label = _render(plan, height, width)
-    sensor = np.random.default_rng([*key, 1])  # of its own, so that the layout does not depend on the size
+    plan = compose(seed, split, index)
+    rgb, heat, label = render(plan, height, width)
+    sensor = _rng(seed, split, index, 1)  # of its own, so that the layout does not depend on the size
     return Frame(
-        name=f"{split}_{index:05d}{'N' if night else 'D'}",
+        name=name(split, index),
         rgb=_expose(rgb, plan, sensor),
         thermal=_sense(heat, plan, sensor),
         label=label,
-        night=night,
+        night=plan.night,
     )
+
+
+def name(split: str, index: int) -> str:
+    """A frame's name, which like MF's ends in D by day and in N at night."""
+    return f"{split}_{index:05d}{'N' if index % 2 else 'D'}"
+
+
+def compose(seed: int, split: str, index: int) -> "Plan":
+    """What stands where in scene `index`, before it has pixels."""
+    if index < 0:
+        raise ValueError(f"scenes are numbered from 0, not {index}")
+    night = index % 2 == 1
+    trouble = "" if night else TROUBLES[index // 2 % len(TROUBLES)]
+    return _plan(_rng(seed, split, index, 0), night, trouble)
+
+
+def _rng(seed: int, split: str, index: int, purpose: int) -> np.random.Generator:
+    number = int.from_bytes(sha256(split.encode()).digest()[:4], "little")
+    return np.random.default_rng([seed, number, index, purpose])
 
 
 # What is where -------------------------------------------------------------------------------------------------------
@@ -98,35 +112,15 @@ class Plan:
 
 
 def _plan(rng: np.random.Generator, night: bool, trouble: str) -> Plan:
-    def between(low: float, high: float) -> float:
-        return low + (high - low) * rng.random()
-
+    between = rng.uniform
     looks = tuple(rng.random(40).tolist())
     horizon, vanishing = between(0.32, 0.44), between(0.34, 0.66)
     side = 1.0 if rng.random() < 0.5 else -1.0  # the side traffic keeps to
     own, other = between(1.7, 2.1) + 2.1 * (rng.random() < 0.6), between(5.0, 5.7) + 2.1 * (rng.random() < 0.6)
     road = (-other, own) if side > 0 else (-own, other)
     walls = (road[0] - between(1.8, 4.5), road[1] + between(1.8, 4.5))
-    things: list[Thing] = []
-    taken: list[tuple[float, float, float]] = []  # x, half width, d of what must stay recognisable
-
-    def add(kind: str, lat: float, d: float, half: float) -> bool:
-        """Puts it there unless it would hide, or be hidden by, too much of something else."""
-        traits = tuple(rng.random(12).tolist())
-        x, reach = vanishing + ACROSS * d * lat, ACROSS * d * half
-        if half and (x < 0.02 or x > 0.98 or any(abs(x - x2) < 0.8 * max(reach, r2) for x2, r2, _ in taken)):
-            return False
-        if half:
-            taken.append((x, reach, d))
-        things.append(Thing(kind, lat, d, traits))
-        return True
-
-    def somewhere(kind: str, low: float, high: float, half: float, x0: float = 0.06, x1: float = 0.94) -> None:
-        for _ in range(5):
-            d = between(low, high)
-            if add(kind, (between(x0, x1) - vanishing) / (ACROSS * d), d, half):
-                return
-
+    street = _Street(rng, vanishing)
+    add, somewhere = street.add, street.somewhere
     first = rng.random()
     if first < 0.7:
         add("car", between(-0.5, 0.5), between(0.16, 0.34), 1.0)
@@ -150,15 +144,9 @@ def _plan(rng: np.random.Generator, night: bool, trouble: str) -> Plan:
         for _ in range(3):
             kind = ("lamp", "tree", "tree", "sign")[int(rng.integers(4))]
             add(kind, kerb + (wall - kerb) * between(0.25, 0.7), between(0.06, 0.26), 0.0)
-    vents: list[Thing] = []
     if rng.random() < 0.85:
         for _ in range(6):
-            d, x, traits = between(0.2, 0.4), between(0.1, 0.9), tuple(rng.random(12).tolist())
-            lat, reach = (x - vanishing) / (ACROSS * d), ACROSS * d * 0.5
-            free = all(abs(x - x2) > reach + r2 or d > d2 + 0.06 for x2, r2, d2 in taken)
-            if free and len(vents) < 2 and road[0] + 0.7 < lat < road[1] - 0.7:
-                vents.append(Thing("vent", lat, d, traits))
-                taken.append((x, reach, d))
+            street.vent(between(0.2, 0.4), between(0.1, 0.9), road)
     return Plan(
         night=night,
         glare=trouble == "glare",
@@ -175,15 +163,52 @@ def _plan(rng: np.random.Generator, night: bool, trouble: str) -> Plan:
         clouds=rng.random((7, 9), dtype=np.float32),
         grain=rng.random((48, 64), dtype=np.float32),
         stars=rng.random((60, 3), dtype=np.float32),
-        things=tuple(sorted(things, key=lambda thing: thing.d)),
-        vents=tuple(vents),
+        things=tuple(sorted(street.things, key=lambda thing: thing.d)),
+        vents=tuple(street.vents),
     )
+
+
+class _Street:
+    """Where things may still be put."""
+
+    def __init__(self, rng: np.random.Generator, vanishing: float) -> None:
+        self.rng, self.vanishing = rng, vanishing
+        self.things: list[Thing] = []
+        self.vents: list[Thing] = []
+        self.taken: list[tuple[float, float, float]] = []  # x, half width and d of what must stay recognisable
+
+    def add(self, kind: str, lat: float, d: float, half: float) -> bool:
+        """Puts it there unless it would hide, or be hidden by, too much of something else; half width in metres."""
+        traits = tuple(self.rng.random(12).tolist())
+        x, reach = self.vanishing + ACROSS * d * lat, ACROSS * d * half
+        if half:  # 0 is for what stands beside the road, where crowding does no harm
+            if not 0.02 <= x <= 0.98 or any(abs(x - x2) < 0.8 * max(reach, r2) for x2, r2, _ in self.taken):
+                return False
+            self.taken.append((x, reach, d))
+        self.things.append(Thing(kind, lat, d, traits))
+        return True
+
+    def somewhere(self, kind: str, low: float, high: float, half: float) -> None:
+        """Puts it at a nearness of low to high, in one of five places tried."""
+        for _ in range(5):
+            d = self.rng.uniform(low, high)
+            if self.add(kind, (self.rng.uniform(0.06, 0.94) - self.vanishing) / (ACROSS * d), d, half):
+                return
+
+    def vent(self, d: float, x: float, road: tuple[float, float]) -> None:
+        """Puts a vent there if that is road, nothing hides it, and there are not two already."""
+        traits = tuple(self.rng.random(12).tolist())
+        lat, reach = (x - self.vanishing) / (ACROSS * d), ACROSS * d * 0.5
+        free = all(abs(x - x2) > reach + r2 or d > d2 + 0.06 for x2, r2, d2 in self.taken)
+        if free and len(self.vents) < 2 and road[0] + 0.7 < lat < road[1] - 0.7:
+            self.vents.append(Thing("vent", lat, d, traits))
+            self.taken.append((x, reach, d))
 
 
 # How it looks --------------------------------------------------------------------------------------------------------
 
 
-def _render(plan: Plan, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def render(plan: Plan, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Light (3, h, w) before the camera, temperature (h, w), both about 0..1, and labels (h, w)."""
     canvas = _Canvas(height, width, plan)
     canvas.sky()
@@ -243,15 +268,16 @@ def _blur(image: np.ndarray, axis: int) -> np.ndarray:
 
 def _smooth(draws: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Value noise: a coarse grid of draws, interpolated at x (1, w) and y (h, 1) of 0..1."""
+    return _between_draws(_between_draws(draws, y).T, x).T
 
-    def along(values: np.ndarray, at: np.ndarray) -> np.ndarray:
-        at = np.clip(at.ravel(), 0, 1) * (len(values) - 1.001)
-        low = at.astype(np.int64)
-        share = (at - low).astype(np.float32)[:, None]
-        share = share * share * (3 - 2 * share)
-        return values[low] * (1 - share) + values[low + 1] * share
 
-    return along(along(draws, y).T, x).T
+def _between_draws(values: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Rows of `values` interpolated at places of 0..1."""
+    at = np.minimum(np.maximum(at.ravel(), 0), 1) * (len(values) - 1.001)
+    low = at.astype(np.int64)
+    share = (at - low).astype(np.float32)[:, None]
+    share = share * share * (3 - 2 * share)
+    return values[low] * (1 - share) + values[low + 1] * share
 
 
 def _mix(a: Colour, b: Colour, share: float) -> Colour:
@@ -448,55 +474,38 @@ class _Canvas:
     # the ground
 
     def ground(self) -> None:
-        plan = self.plan
-        first = min(self.height - 1, math.ceil(plan.horizon * self.height))
-        y = self.y[first:]
-        d = np.maximum(y - np.float32(plan.horizon), np.float32(0.25 / self.height))
-        scale = np.float32(ACROSS * self.width) * d  # pixels per metre, sideways
-        lat = (self.x - self.centre(d)) / (np.float32(ACROSS) * d)
-        far = np.float32(EYE * FOCAL) / d
-        view, label = self.layers[:, first:], self.label[first:]
-        grain = _smooth(plan.grain, self.x, (y - y[0]) / (1 - y[0])) - np.float32(0.5)
-        fade = np.clip((y - np.float32(plan.horizon)) * self.height, 0, 1)
-
-        def lay(cover: np.ndarray, colour: Colour, heat: float, texture: float) -> None:
-            cover = cover * fade
-            for channel, value in ((0, colour[0]), (1, colour[1]), (2, colour[2]), (6, heat)):
-                rough = grain * np.float32(texture if channel < 3 else 0.04)
-                view[channel] += (np.float32(value) * (1 + rough) - view[channel]) * cover
-            view[3:6] *= 1 - cover
-
-        def band(left: float, right: float) -> np.ndarray:
-            return np.clip(np.minimum(lat - np.float32(left), np.float32(right) - lat) * scale + np.float32(0.5), 0, 1)
-
+        """Grass or paving, pavements, the road, its wheel tracks, lines and crossing."""
+        plan, air = self.plan, self.air
+        ground = _Ground(self)
+        lay, band, lat, far = ground.lay, ground.band, ground.lat, ground.far
         grass = plan.looks[9] < 0.5
-        lay(np.float32(1), (0.34, 0.46, 0.24) if grass else (0.56, 0.52, 0.46), self.air - (0.05 if grass else 0.01), 0.4)
+        soil: Colour = (0.34, 0.46, 0.24) if grass else (0.56, 0.52, 0.46)
+        lay(np.ones((1, 1), np.float32), soil, air - (0.05 if grass else 0.01), 0.4)
         left, right = plan.road
         pavement = _mix((0.60, 0.58, 0.55), (0.52, 0.48, 0.46), plan.looks[10])
-        wide = band(left - 1.8, right + 1.8)
-        lay(wide, pavement, self.air + 0.03, 0.15)
-        lay(band(left - 0.18, right + 0.18), _times(pavement, 1.2), self.air + 0.04, 0.1)
+        lay(band(left - 1.8, right + 1.8), pavement, air + 0.03, 0.15)
+        lay(band(left - 0.18, right + 0.18), _times(pavement, 1.2), air + 0.04, 0.1)
         tone = 0.25 + 0.11 * plan.looks[11]
         tarmac = band(left, right)
         lay(tarmac, (tone, tone, tone * 1.05), self.asphalt, 0.3)
-        label[(tarmac * fade) > 0.5] = ROAD
-        for lane in (1.75, -1.75, 0.0):  # wheel tracks, a little darker and warmer
-            track = np.clip(1 - np.abs(lat - np.float32(lane if lane else plan.lanes[0] * 2)) / np.float32(0.9), 0, 1)
-            view[0:3] *= 1 - 0.05 * track * tarmac
-        view[6] += np.clip(1 - np.abs(np.abs(lat) - 0.8) / 0.5, 0, 1) * tarmac * np.float32(0.025)
+        ground.label[(tarmac * ground.fade) > 0.5] = ROAD
+        track = np.clip(1 - np.abs(np.abs(lat) - 0.8) / 0.5, 0, 1) * tarmac  # where wheels run: darker, warmer
+        ground.view[0:3] *= 1 - np.float32(0.06) * track
+        ground.view[6] += track * np.float32(0.025)
         paint: Colour = (0.86, 0.86, 0.82)
         for number, line in enumerate(plan.lanes):
-            cover = np.minimum(band(line - 0.09, line + 0.09), scale * np.float32(0.18)) * tarmac
+            cover = np.minimum(band(line - 0.09, line + 0.09), ground.scale * np.float32(0.18)) * tarmac
             if number == 0:
                 dash = far / np.float32(6) + np.float32(plan.looks[12])
                 cover = cover * ((dash - np.floor(dash)) < 0.55)
             lay(cover * np.float32(0.85), paint, self.asphalt - 0.02, 0.2)
         if plan.zebra:
             begin = EYE * FOCAL / plan.zebra
-            stripe = (lat - np.float32(left)) / np.float32(1.0)
+            stripe = lat - np.float32(left)
             depth = np.clip(np.minimum(far - np.float32(begin), np.float32(begin + 3) - far) * 8, 0, 1)
-            bars = np.clip((np.float32(0.26) - np.abs(stripe - np.floor(stripe) - 0.5)) * scale + 0.5, 0, 1)
-            lay(depth * bars * band(left + 0.4, right - 0.4) * np.float32(0.85), paint, self.asphalt - 0.02, 0.2)
+            bars = np.clip((np.float32(0.26) - np.abs(stripe - np.floor(stripe) - 0.5)) * ground.scale + 0.5, 0, 1)
+            cover = depth * bars * band(left + 0.4, right - 0.4) * np.float32(0.85)
+            lay(cover, paint, self.asphalt - 0.02, 0.2)
 
     def centre(self, d: np.ndarray | float) -> np.ndarray | float:
         """x of the camera's line on the ground at nearness d."""
@@ -527,7 +536,7 @@ class _Canvas:
             return np.reshape(np.array(tint, np.float32) * np.float32(day * (0.62 if plan.glare else 1.0)), (3, 1, 1))
         d = self.y - np.float32(plan.horizon)
         beam = np.zeros((self.height, self.width), np.float32)
-        near = np.clip(d / np.float32(0.10), 0, 1) * np.float32(0.75)
+        near = np.clip(d / np.float32(0.10), 0, 1) * np.float32(0.9)
         for lamp in (-0.55, 0.55):
             reach = np.abs(self.x - np.float32(plan.vanishing) - np.float32(ACROSS * lamp) * np.maximum(d, 0))
             wide = np.float32(0.07) + np.float32(0.42) * np.maximum(d, 0)
@@ -536,9 +545,39 @@ class _Canvas:
         for x, y, size in self.lamps:
             fall = 1 / (1 + ((self.x - np.float32(x)) / np.float32(size * 1.3)) ** 2 + ((self.y - np.float32(y)) / size) ** 2)
             pools += fall * fall * np.float32(0.34)
-        ambient = 0.075 + 0.05 * plan.looks[14]
+        ambient = 0.09 + 0.055 * plan.looks[14]
         tints = ((0.72, 1.0, 1.0), (0.88, 0.97, 0.8), (1.4, 0.88, 0.52))
         return np.stack([np.float32(ambient * a) + beam * np.float32(b) + pools * np.float32(c) for a, b, c in tints])
+
+
+class _Ground:
+    """The part of a canvas below the horizon, where every pixel has a place on flat ground."""
+
+    def __init__(self, canvas: _Canvas) -> None:
+        plan = canvas.plan
+        first = min(canvas.height - 1, math.ceil(plan.horizon * canvas.height))
+        y = canvas.y[first:]
+        d = np.maximum(y - np.float32(plan.horizon), np.float32(0.25 / canvas.height))
+        self.view, self.label = canvas.layers[:, first:], canvas.label[first:]
+        self.scale = np.float32(ACROSS * canvas.width) * d  # pixels per metre, sideways
+        self.lat = (canvas.x - canvas.centre(d)) / (np.float32(ACROSS) * d)  # metres right of the camera
+        self.far = np.float32(EYE * FOCAL) / d  # metres away
+        self.fade = np.clip((y - np.float32(plan.horizon)) * canvas.height, 0, 1)
+        self.grain = _smooth(plan.grain, canvas.x, (y - y[0]) / (1 - y[0])) - np.float32(0.5)
+
+    def band(self, left: float, right: float) -> np.ndarray:
+        """Coverage of a strip along the road."""
+        inside = np.minimum(self.lat - np.float32(left), np.float32(right) - self.lat)
+        return np.minimum(np.maximum(inside * self.scale + np.float32(0.5), 0), 1)
+
+    def lay(self, cover: np.ndarray, colour: Colour, heat: float, texture: float) -> None:
+        """Covers the ground; `texture` is how much its colour varies."""
+        cover = cover * self.fade
+        rough = 1 + self.grain * np.float32(texture)
+        for channel in range(3):
+            self.view[channel] += (np.float32(colour[channel]) * rough - self.view[channel]) * cover
+        self.view[6] += (np.float32(heat) * (1 + self.grain * np.float32(0.04)) - self.view[6]) * cover
+        self.view[3:6] *= 1 - cover
 
 
 class _Spot:
@@ -557,6 +596,7 @@ class _Spot:
         self.discs: list[tuple[float, float, float, float]] = []
         self.inks: list[tuple[float, ...]] = []
         self.is_quad: list[bool] = []
+        self.facing = 1.0  # -1 mirrors what it is made of
 
     def quad(self, a: Point, b: Point, c: Point, d: Point, colour: Colour, heat: float, glow: Colour = DARK) -> None:
         """A convex quadrilateral, turning either way."""
@@ -577,7 +617,7 @@ class _Spot:
     def settle(self, label: int, part: slice) -> None:
         """Paints the shapes over what lies behind, in the layers of `part`, and labels what they cover."""
         canvas = self.canvas
-        origin, scale = np.array((self.ox, self.oy)), np.array((self.sx, -self.sy))
+        origin, scale = np.array((self.ox, self.oy)), np.array((self.sx * self.facing, -self.sy))
         quads = np.array(self.quads, np.float64).reshape(-1, 4, 2) * scale + origin
         discs = np.array(self.discs, np.float64).reshape(-1, 4)
         middles, radii = discs[:, :2] * scale + origin, discs[:, 2:] * np.abs(scale)
@@ -668,7 +708,7 @@ def _car(spot: _Spot, t: tuple[float, ...], front: bool, running: bool) -> None:
     for along in (0.2, 0.78):
         x, y = deep(near * 0.98, 0.31, length * along)
         size = 1 / (1 + spot.d * length * along / (EYE * FOCAL))
-        narrow = abs(deep(near, 0, length * along + 0.3)[0] - deep(near, 0, length * along - 0.3)[0]) / 2
+        narrow = abs(deep(near, 0.0, length * along + 0.3)[0] - deep(near, 0.0, length * along - 0.3)[0]) / 2
         spot.disc(x, y, max(narrow, 0.05), 0.31 * size, (0.05, 0.05, 0.05), tyre)
     # the end that faces the camera
     for x in (-half + 0.13, half - 0.13):
@@ -743,12 +783,10 @@ def _person(spot: _Spot, t: tuple[float, ...]) -> None:
 
 def _bike(spot: _Spot, t: tuple[float, ...]) -> None:
     """A parked motor scooter from the side, its engine still warm."""
-    disc, warm = spot.disc, spot.canvas.warm
-    colour, s = _pick(PAINTS, t[0]), 1 if t[1] < 0.5 else -1
+    quad, disc, warm = spot.quad, spot.disc, spot.canvas.warm
+    colour = _pick(PAINTS, t[0])
+    spot.facing = 1.0 if t[1] < 0.5 else -1.0
     body, engine, black = warm(0.12), warm(0.36 + 0.12 * t[2]), (0.10, 0.10, 0.10)
-
-    def quad(a: Point, b: Point, c: Point, d: Point, colour: Colour, heat: float) -> None:
-        spot.quad((a[0] * s, a[1]), (b[0] * s, b[1]), (c[0] * s, c[1]), (d[0] * s, d[1]), colour, heat)
 
     spot.shadow(0.95, 0.5)
     for x in (-0.62, 0.62):
@@ -759,8 +797,8 @@ def _bike(spot: _Spot, t: tuple[float, ...]) -> None:
     quad((0.4, 0.2), (0.58, 0.3), (0.5, 1.0), (0.34, 0.98), colour, body)
     quad((0.2, 1.04), (0.6, 0.94), (0.6, 1.04), (0.22, 1.12), black, body)
     quad((-0.82, 0.76), (0.0, 0.70), (0.0, 0.82), (-0.8, 0.9), black, warm(0.16))
-    disc(-0.38 * s, 0.36, 0.26, 0.15, (0.30, 0.30, 0.32), engine)
-    disc(0.56 * s, 0.88, 0.08, 0.09, (0.9, 0.88, 0.75), body)
+    disc(-0.38, 0.36, 0.26, 0.15, (0.30, 0.30, 0.32), engine)
+    disc(0.56, 0.88, 0.08, 0.09, (0.9, 0.88, 0.75), body)
 
 
 def _cone(spot: _Spot, t: tuple[float, ...]) -> None:
@@ -770,14 +808,11 @@ def _cone(spot: _Spot, t: tuple[float, ...]) -> None:
     spot.shadow(0.42, 0.15, darkness=0.4)
     tall = 0.95
 
-    def slab(low: float, high: float, colour: Colour) -> None:
-        a, b = (0.27 - 0.23 * y / tall for y in (low, high))
-        spot.quad((-a, low), (a, low), (b, high), (-b, high), colour, 0.0, _times(colour, own))
-
     spot.bar(-0.34, 0.0, 0.34, 0.08, _times(orange, 0.8), 0.0, _times(orange, own))
-    slab(0.06, tall, orange)
-    slab(0.3, 0.46, (0.95, 0.95, 0.92))
-    slab(0.58, 0.7, (0.95, 0.95, 0.92))
+    white: Colour = (0.95, 0.95, 0.92)
+    for low, high, colour in ((0.06, tall, orange), (0.3, 0.46, white), (0.58, 0.7, white)):
+        a, b = 0.27 - 0.23 * low / tall, 0.27 - 0.23 * high / tall
+        spot.quad((-a, low), (a, low), (b, high), (-b, high), colour, 0.0, _times(colour, own))
 
 
 def _tree(spot: _Spot, t: tuple[float, ...]) -> None:
@@ -785,7 +820,7 @@ def _tree(spot: _Spot, t: tuple[float, ...]) -> None:
     tall = 3.6 + 1.6 * t[0]
     green = _mix((0.20, 0.38, 0.14), (0.42, 0.44, 0.16), t[1])
     spot.shadow(1.0, 0.8)
-    spot.quad((-0.13, 0), (0.13, 0), (0.09, tall * 0.6), (-0.09, tall * 0.6), (0.30, 0.22, 0.16), air)
+    spot.quad((-0.13, 0.0), (0.13, 0.0), (0.09, tall * 0.6), (-0.09, tall * 0.6), (0.30, 0.22, 0.16), air)
     for x, y, r, tone in CROWN:
         x, y = x + 0.4 * (t[2] - 0.5), y * tall + 0.3 * (t[3] - 0.5)
         spot.disc(x, y, r, r * 0.86, _times(green, tone), air - 0.09 + 0.03 * (1 - tone))
@@ -795,8 +830,8 @@ def _lamp(spot: _Spot, t: tuple[float, ...]) -> None:
     canvas, heat = spot.canvas, spot.canvas.air + 0.02
     tall, arm = 4.4 + 0.8 * t[0], -0.95 if spot.lat > 0 else 0.95
     metal: Colour = (0.30, 0.32, 0.33)
-    spot.bar(-0.06, 0, 0.06, tall, metal, heat)
-    spot.bar(0, tall - 0.1, arm, tall, metal, heat)
+    spot.bar(-0.06, 0.0, 0.06, tall, metal, heat)
+    spot.bar(0.0, tall - 0.1, arm, tall, metal, heat)
     spot.disc(arm, tall - 0.12, 0.28, 0.1, (0.8, 0.8, 0.78), heat + 0.08, (1.0, 0.86, 0.55) if spot.night else DARK)
     if spot.night:
         spot.halo(arm, tall - 0.12, 0.03 + 0.10 * spot.d, (0.55, 0.40, 0.18))
@@ -806,9 +841,9 @@ def _lamp(spot: _Spot, t: tuple[float, ...]) -> None:
 
 def _sign(spot: _Spot, t: tuple[float, ...]) -> None:
     air = spot.canvas.air
-    spot.bar(-0.04, 0, 0.04, 2.3, (0.45, 0.46, 0.48), air)
-    spot.disc(0, 2.4, 0.34, 0.34, _pick(SIGNS, t[0]), air - 0.03)
-    spot.disc(0, 2.4, 0.22, 0.22, (0.9, 0.9, 0.88), air - 0.03)
+    spot.bar(-0.04, 0.0, 0.04, 2.3, (0.45, 0.46, 0.48), air)
+    spot.disc(0.0, 2.4, 0.34, 0.34, _pick(SIGNS, t[0]), air - 0.03)
+    spot.disc(0.0, 2.4, 0.22, 0.22, (0.9, 0.9, 0.88), air - 0.03)
 
 
 DRAW = {

@@ -58,25 +58,27 @@ def jitter(image: Image, strength: float, draws: Sequence[float]) -> Image:
     after the two; thermal gets contrast alone, of its own draw [released code, with one uint8 path].
     """
 
-    def factor(draw: float) -> float:
-        return max(0.0, 1 + strength * (draw - 0.5))
-
     rgb, thermal = image[:3], image[3:]
     fires = [draw < 0.5 for draw in draws[:6]]
     if fires[0]:
         shift = round(strength * 32 * (2 * draws[6] - 1))
         rgb = (rgb.to(torch.int16) + shift).clamp_(0, 255).to(torch.uint8)
     if fires[1] and fires[5]:
-        rgb = _contrast(rgb, factor(draws[7]))
+        rgb = _contrast(rgb, _factor(strength, draws[7]))
     if fires[2]:
-        rgb = tv.adjust_saturation(rgb, factor(draws[8]))
+        rgb = tv.adjust_saturation(rgb, _factor(strength, draws[8]))
     if fires[3]:
         rgb = tv.adjust_hue(rgb, max(-0.5, min(0.5, strength * 0.05 * (2 * draws[9] - 1))))
     if fires[1] and not fires[5]:
-        rgb = _contrast(rgb, factor(draws[7]))
+        rgb = _contrast(rgb, _factor(strength, draws[7]))
     if fires[4]:
-        thermal = _contrast(thermal, factor(draws[10]))
+        thermal = _contrast(thermal, _factor(strength, draws[10]))
     return torch.cat([rgb, thermal])
+
+
+def _factor(strength: float, draw: float) -> float:
+    """0.5 to 1.5 at strength 1."""
+    return max(0.0, 1 + strength * (draw - 0.5))
 
 
 def _contrast(image: UInt8[Tensor, "n h w"], factor: float) -> UInt8[Tensor, "n h w"]:

@@ -1,0 +1,141 @@
+"""The sweep command and its local queue, in real processes: killed, interrupted, resumed, adopted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from crm.checkpoint import load_checkpoint
+from crm.records import read_json
+from tests.tiny import TINY_SETS
+
+ROOT = Path(__file__).resolve().parents[1]
+CRM = [sys.executable, "-c", "from crm.cli import main; main()"]
+SWEEP = ["sweep", "demo", "--yes", "--no-track", *TINY_SETS]
+PATIENCE = 240  # seconds; a deadline for what takes seconds on an idle machine
+
+
+def crm(*arguments: str, home: Path, **options) -> subprocess.CompletedProcess:
+    """Runs the command to its end."""
+    environment = {**os.environ, "CRM_HOME": str(home), **options.pop("env", {})}
+    return subprocess.run([*CRM, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT, **options)
+
+
+def start(home: Path, *more: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [*CRM, *SWEEP, *more],
+        env={**os.environ, "CRM_HOME": str(home)},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def until(what, process: subprocess.Popen) -> None:
+    """Waits for a condition while the command runs."""
+    deadline = time.monotonic() + PATIENCE
+    while not what():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def results(home: Path) -> dict[str, tuple]:
+    """What two runs are compared by: weights, scores, and how often each was trained."""
+    found = {}
+    for path in sorted(home.glob("runs/*/result.json")):
+        value = json.loads(path.read_text())
+        weights = load_checkpoint(path.parent / "checkpoints/last.safetensors").weights
+        found[path.parent.name] = (value["miou"], sum(float(tensor.double().sum()) for tensor in weights.values()))
+    return found
+
+
+def journal_counts(home: Path, event: str) -> dict[str, int]:
+    return {
+        path.parent.name: sum(f'"event": "{event}"' in line for line in path.read_text().splitlines())
+        for path in home.glob("runs/*/journal.jsonl")
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    home = tmp_path_factory.mktemp("undisturbed")
+    done = crm(*SWEEP, home=home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return home
+
+
+def test_an_undisturbed_sweep_trains_every_cell_and_a_second_call_has_nothing_to_do(undisturbed):
+    assert len(results(undisturbed)) == 9
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.glob("runs/*/result.json")}
+    again = crm(*SWEEP, home=undisturbed)
+    assert again.returncode == 3
+    assert "nothing to do" in again.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in undisturbed.glob("runs/*/result.json")}
+
+
+def test_status_shows_every_cell_as_text_and_as_json(undisturbed):
+    sets = SWEEP[4:]
+    text = crm("status", "demo", *sets, home=undisturbed)
+    assert "9 cells: 9 done" in text.stdout
+    lines = json.loads(crm("status", "demo", "--json", *sets, home=undisturbed).stdout)
+    assert {line["state"] for line in lines} == {"done"}
+    assert {line["variant"] for line in lines} == {"plain fusion", "modality dropout", "CRM"}
+
+
+def test_a_killed_sweep_loses_nothing_and_ends_with_the_same_numbers(undisturbed, tmp_path):
+    process = start(tmp_path)
+    until(lambda: len(list(tmp_path.glob("runs/*/result.json"))) >= 2, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/result.json")}
+    again = crm(*SWEEP, home=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert results(tmp_path) == results(undisturbed)
+    for run, when in finished.items():
+        assert (tmp_path / "runs" / run / "result.json").stat().st_mtime_ns == when, f"{run} was trained again"
+
+
+def test_a_killed_worker_is_reported_and_the_next_call_resumes_its_run(undisturbed, tmp_path):
+    process = start(tmp_path, "--workers", "1")
+    until(lambda: list(tmp_path.glob("runs/*/progress.json")), process)
+    claim = read_json(next(tmp_path.glob("runs/*/claim.json")))
+    os.kill(claim["pid"], signal.SIGKILL)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert "killed by SIGKILL; run again to resume" in output
+    assert len(results(tmp_path)) == 8, "the other cells went on"
+    assert crm(*SWEEP, home=tmp_path).returncode == 0
+    assert results(tmp_path) == results(undisturbed)
+
+
+def test_interrupting_checkpoints_the_workers_and_leaves_everything_resumable(undisturbed, tmp_path):
+    process = start(tmp_path)
+    until(lambda: list(tmp_path.glob("runs/*/progress.json")), process)
+    os.kill(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, output
+    assert "run the same command again to resume" in output
+    workers = [each for each in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(each.info["cmdline"] or [])]
+    assert not workers
+    assert not list(tmp_path.glob("runs/*/claim.json"))
+    assert crm(*SWEEP, home=tmp_path).returncode == 0
+    assert results(tmp_path) == results(undisturbed)
+
+
+def test_a_failing_cell_is_named_with_reason_and_log_and_the_others_go_on(tmp_path):
+    sets = ["--set", "optim.lr=1e12", "--set", "optim.clip=1e12"]
+    done = crm(*SWEEP, *sets, "--workers", "2", home=tmp_path)
+    assert done.returncode == 1
+    assert "plain fusion/0 failed: RunFailed" in done.stderr
+    assert "log.txt" in done.stderr
+    status = crm("status", "demo", *SWEEP[4:], *sets, home=tmp_path)
+    assert "failed at step" in status.stdout
