@@ -30,12 +30,14 @@ class Degradation:
     def __post_init__(self) -> None:
         chosen("degradation", self.kind, DEGRADATIONS)
         if bool(self.severity) != (self.kind in SEVERE):
-            raise ValueError(f"{self.kind} {'needs' if self.kind in SEVERE else 'has no'} severity, got {self.severity}")
-        if self.severity < 0 or (self.kind == "patch_dropout" and self.severity >= 1):
+            raise ValueError(
+                f"{self.kind} {'needs' if self.kind in SEVERE else 'has no'} severity, got {self.severity}"
+            )
+        if not 0 <= self.severity < float("inf") or (self.kind == "patch_dropout" and self.severity >= 1):
             raise ValueError(f"{self.kind} {self.severity}: a share is above 0 and below 1, a noise level above 0")
 
     def __str__(self) -> str:
-        return f"{self.kind}-{self.severity:g}" if self.severity else self.kind
+        return f"{self.kind}-{str(self.severity).removesuffix('.0')}" if self.severity else self.kind
 
 
 CLEAN = Degradation()
@@ -111,7 +113,11 @@ def condition(name: str) -> Condition:
         if side not in ("rgb", "thermal") or not equals:
             raise unknown("side of a condition", side, ("rgb", "thermal"))
         kind, _, severity = how.partition("-")
-        sides[side] = Degradation(kind=kind, severity=float(severity or 0))
+        try:
+            number = float(severity or 0)
+        except ValueError:
+            raise ValueError(f"{how!r}: a severity is a number, as in patch_dropout-0.5, not {severity!r}") from None
+        sides[side] = Degradation(kind=kind, severity=number)
     return Condition(split=split, **sides)
 
 

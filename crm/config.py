@@ -7,6 +7,7 @@ The defaults are the published Swin-T setting on the MF data set under the clean
 
 import ast
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from hashlib import sha256
@@ -103,7 +104,16 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, part in DEFAULTS.items():  # 1 and 1.0, (1, 2) and [1, 2] must be one run
+            given = getattr(self, name)
+            values = {
+                f.name: _as(getattr(part, f.name), getattr(given, f.name), f"{name}.{f.name}") for f in fields(part)
+            }
+            object.__setattr__(self, name, replace(given, **values))
         _check(self)
+
+
+DEFAULTS = {"data": Data(), "model": Model(), "masking": Masking(), "loss": Loss(), "optim": Optim()}
 
 
 def _check(config: Config) -> None:
@@ -117,7 +127,22 @@ def _check(config: Config) -> None:
     ):
         if value not in known:
             raise unknown(path, value, known)
-    positive = {"batch": config.batch, "steps": config.steps, "loss.points": loss.points, "model.queries": model.queries}
+    for path, value in flatten(config).items():
+        if any(isinstance(number, float) and not math.isfinite(number) for number in (value, *_items(value))):
+            raise ValueError(f"{path} must be a finite number, not {value}")
+        negative = any(isinstance(number, (int, float)) and number < 0 for number in (value, *_items(value)))
+        if negative and path != "seed":
+            raise ValueError(f"{path} must not be negative, but is {value}")
+    if not config.optim.lr or not config.optim.clip:
+        raise ValueError("optim.lr and optim.clip must be above 0: nothing would be learned")
+    if min(*data.size, *data.crop) < 1:
+        raise ValueError(f"data.size and data.crop must be at least one pixel, not {data.size} and {data.crop}")
+    positive = {
+        "batch": config.batch,
+        "steps": config.steps,
+        "loss.points": loss.points,
+        "model.queries": model.queries,
+    }
     for path, value in positive.items():
         if value < 1:
             raise ValueError(f"{path} must be at least 1, not {value}")
@@ -144,13 +169,15 @@ def _check(config: Config) -> None:
     if any(crop > side * data.scale[0] for crop, side in zip(data.crop, data.size, strict=True)):
         raise ValueError(f"data.crop {data.crop} does not fit into data.size {data.size} scaled by {data.scale[0]}")
     weights = {f.name: getattr(loss, f.name) for f in fields(loss) if f.name in TERMS}
-    if negative := [name for name, weight in weights.items() if weight < 0]:
-        raise ValueError(f"loss.{negative[0]} must not be negative")
     if not (loss.fused or loss.rgb or loss.thermal or loss.masked):
         raise ValueError("one of loss.fused, loss.rgb, loss.thermal, loss.masked must be above 0")
     needs_mask = [name for name in ("masked", "complementary", "non_local") if weights[name]]
     if masking.kind == "none" and needs_mask:
         raise ValueError(f"masking.kind is 'none', so loss.{needs_mask[0]} must be 0: there is no masked input")
+
+
+def _items(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else ()
 
 
 TERMS = ("fused", "rgb", "thermal", "masked", "complementary", "non_local")  # the weighted terms of Loss

@@ -23,8 +23,9 @@ def confusion_matrix(label: np.ndarray, prediction: np.ndarray, num_classes: int
     kept = label != ignore_index
     rows, columns = label[kept].astype(np.int64), prediction[kept].astype(np.int64)
     for what, ids in (("label", rows), ("prediction", columns)):
-        if ids.size and (ids.min() < 0 or ids.max() >= num_classes):
-            raise ValueError(f"{what} holds class {ids.max()}, but there are {num_classes} classes")
+        wrong = ids[(ids < 0) | (ids >= num_classes)]
+        if wrong.size:
+            raise ValueError(f"{what} holds class {wrong[0]}, but there are {num_classes} classes")
     return np.bincount(rows * num_classes + columns, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 

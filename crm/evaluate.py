@@ -60,7 +60,12 @@ def evaluate_run(
             save_evaluation(evaluation(claim.folder, selection, condition), result)
             seconds = result.meta["seconds"]
             append(
-                claim.folder, "evaluate", selection=selection, condition=condition.name, miou=result.miou, seconds=seconds
+                claim.folder,
+                "evaluate",
+                selection=selection,
+                condition=condition.name,
+                miou=result.miou,
+                seconds=seconds,
             )
     return True
 
@@ -128,10 +133,13 @@ def _predict(
             features = model.fuse(branch("rgb", rgb), branch("thermal", thermal))
         padded = padded or tuple(4 * side for side in features[0].shape[-2:])
         classes = semantic_scores(model.head(features), padded).argmax(dim=1).to(torch.uint8).cpu().numpy()
-        yield condition, [
-            picture[: frame.label.shape[0], : frame.label.shape[1]]
-            for picture, frame in zip(classes, frames, strict=True)
-        ]
+        yield (
+            condition,
+            [
+                picture[: frame.label.shape[0], : frame.label.shape[1]]
+                for picture, frame in zip(classes, frames, strict=True)
+            ],
+        )
 
 
 def _input(

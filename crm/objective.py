@@ -254,9 +254,8 @@ def set_losses(
     target = torch.full((plan.rows, queries), class_logits.shape[2] - 1, device=device)
     target[pairs.row, pairs.query] = pairs.category
     by_output = (passes, images, outputs)
-    classes = class_loss(
-        class_logits.unflatten(0, by_output).transpose(1, 2), target.unflatten(0, by_output).transpose(1, 2), loss.no_object
-    )
+    logits, target = (rows.unflatten(0, by_output).transpose(1, 2) for rows in (class_logits, target))
+    classes = class_loss(logits, target, loss.no_object)
     matched = mask_logits.flatten(0, 1)[pairs.row * queries + pairs.query]
     with torch.no_grad():
         where, inside, weight = _loss_points(matched, pairs, targets, image_of, skip, draw, plan.candidates, kept)
@@ -323,7 +322,8 @@ def _loss_points(
             counts = point_weights(label_corners(targets.labels, image, tried), skip) > 0
             certainty = torch.where(counts, certainty, torch.inf)
         nearest = certainty.topk(min(kept, tried.shape[1]), dim=1, largest=False, sorted=False).indices
-        where.append(torch.cat([tried.gather(1, nearest[..., None].expand(-1, -1, 2)), extra], dim=1))
+        chosen = torch.view_as_complex(tried).gather(1, nearest)  # one gather for x and y
+        where.append(torch.cat([torch.view_as_real(chosen), extra], dim=1))
         corners = label_corners(targets.labels, image, where[-1])
         inside.append(class_shares(corners, pairs.category[part, None])[:, 0])
         weights.append(point_weights(corners, skip) if skip else None)

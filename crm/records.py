@@ -16,18 +16,18 @@
 Torch-free; numpy is loaded only by whoever reads confusion matrices.
 """
 
+import fcntl
 import json
 import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
-
-import psutil
 
 from crm.conditions import Condition
 from crm.config import SCHEMA, Config, flatten, override, run_id
@@ -60,6 +60,9 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        os.fsync(directory)  # the rename too
+        os.close(directory)
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -213,18 +216,31 @@ def claim(folder: Path, token: str) -> Claim | None:
     A claim whose process is gone is set aside first. Two processes that try at once cannot both succeed: the file is
     created exclusively.
     """
+    with _alone(folder):
+        return _claim(folder, token)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time: looking at a claim and moving it away are two steps."""
+    with (folder / ".claim.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel lets go when the process ends
+        yield
+
+
+def _claim(folder: Path, token: str) -> Claim | None:
     holder = read_json(folder / "claim.json")
     if holder is not None:
         if alive(holder):
             return None
         retire(folder, holder["token"])
-    process = psutil.Process()
     mine = {
         "token": token,
         "attempt": len(list((folder / "attempts").glob("*.json"))) + 1,
         "host": socket.gethostname(),
-        "pid": process.pid,
-        "started": process.create_time(),
+        "boot": _boot(),
+        "pid": os.getpid(),
+        "started": _started(os.getpid()),
         "time": time.time(),
     }
     scratch = folder / f".claim.{token}"
@@ -253,12 +269,21 @@ def alive(holder: Mapping[str, Any]) -> bool:
     """Whether the process of a claim still runs here; the start time tells it from another with its number."""
     if holder["host"] != socket.gethostname():
         return True  # another machine's process cannot be seen from here, so it is not ours to take over
+    return holder["boot"] == _boot() and holder["started"] == _started(holder["pid"])
+
+
+def _started(pid: int) -> int | None:
+    """When a process began, in clock ticks since boot, which no correction of the clock moves; None if it is gone."""
     try:
-        process = psutil.Process(holder["pid"])
-        gone = process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-        return not gone and abs(process.create_time() - holder["started"]) < 0.1
-    except psutil.NoSuchProcess:
-        return False
+        _, _, after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    values = after_name.split()  # from the state on, field 3 of proc(5)
+    return None if values[0] in "ZX" else int(values[19])
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 # ---------------------------------------------------------------------------------------------- state
@@ -299,4 +324,6 @@ def state(runs: Path, config: Config, selection: str, conditions: Sequence[Condi
         return State(name="failed", reason=failure["reason"], **known)
     if trained:
         return State(name="trained", **{**known, "step": config.steps})
-    return State(name="interrupted" if holder or known["step"] or (folder / "attempts").exists() else "missing", **known)
+    return State(
+        name="interrupted" if holder or known["step"] or (folder / "attempts").exists() else "missing", **known
+    )

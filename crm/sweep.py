@@ -4,7 +4,7 @@ Torch-free. `Sweep.cells()` is pure: variant x seed, each a complete Config with
 of the table. A cell that two sweeps share is one run.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -55,6 +55,9 @@ class Sweep:
         for row in (self.baseline, self.method):
             if row and row not in self.variants:
                 raise ValueError(f"{row!r} is no variant of this sweep; there is: {', '.join(self.variants)}")
+        for label, changes in self.variants.items():
+            if "seed" in changes:
+                raise ValueError(f"variant {label!r} sets seed; seeds are replicates, given by the sweep's seeds")
         suite(self.suite)
 
     @property
@@ -77,6 +80,8 @@ class Sweep:
         Raises ValueError for a setting that does not exist, for two rows that are the same run, and for rows that
         train on unequal budgets (`lint`).
         """
+        if "seed" in (changes or {}):
+            raise ValueError(f"a sweep has its own seeds, {list(self.seeds)}; seed cannot be set")
         configs = {label: override(self.base, {**self.variants[label], **(changes or {})}) for label in self.variants}
         lint(configs, self.budget)
         return [
@@ -154,9 +159,14 @@ def factorial(factors: Mapping[str, Variants]) -> Variants:
     return rows
 
 
-def _labelled(rows: Any) -> Variants:
+def _labelled(rows: Iterable[Overrides]) -> Variants:
     """Rows under labels such as `patch 32, ratio 0.5`: the last part of each path and its value."""
-    labels = {", ".join(f"{path.rpartition('.')[2]} {value}" for path, value in row.items()): row for row in rows}
+    labels: dict[str, Overrides] = {}
+    for row in rows:
+        label = ", ".join(f"{path.rpartition('.')[2]} {value}" for path, value in row.items())
+        if label in labels:
+            raise ValueError(f"the design has two rows {label!r}")
+        labels[label] = row
     if not labels:
         raise ValueError("the design has no row: its filter is true for no combination")
     return labels

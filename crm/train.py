@@ -246,12 +246,10 @@ class _Watch:
         self.since_line, self.lines_at = 0.0, progress.step
 
 
-def _validate(
-    config: Config, machine: Machine, model: Segmenter, split: Split, folder: Path, step: int
-) -> float:
+def _validate(config: Config, machine: Machine, model: Segmenter, split: Split, folder: Path, step: int) -> float:
     """Validation mIoU in per cent, also written to the journal."""
     began = time.monotonic()
-    (_, evaluation), = evaluate(model, split, [VALIDATION], config.batch, machine.device)
+    ((_, evaluation),) = evaluate(model, split, [VALIDATION], config.batch, machine.device)
     values = iou(evaluation.confusion.sum(axis=0))
     append(
         folder,

@@ -124,7 +124,9 @@ def test_interrupting_checkpoints_the_workers_and_leaves_everything_resumable(un
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, output
     assert "run the same command again to resume" in output
-    workers = [each for each in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(each.info["cmdline"] or [])]
+    workers = [
+        each for each in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(each.info["cmdline"] or [])
+    ]
     assert not workers
     assert not list(tmp_path.glob("runs/*/claim.json"))
     assert crm(*SWEEP, home=tmp_path).returncode == 0

@@ -164,7 +164,10 @@ def test_evaluation_does_not_depend_on_the_batch_size(trained):
     split = open_run_split(TINY.data, "test", None)
     model = build_segmenter(TINY.model, split.spec.num_classes)
     model.load_state_dict(load_checkpoint(trained / "checkpoints/last.safetensors").weights)
-    conditions = [condition("test.rgb=patch_dropout-0.5"), condition("test.rgb=gaussian_noise-25.thermal=gaussian_noise-25")]
+    conditions = [
+        condition("test.rgb=patch_dropout-0.5"),
+        condition("test.rgb=gaussian_noise-25.thermal=gaussian_noise-25"),
+    ]
     by_batch = [dict(evaluate(model, split, conditions, batch, "cpu")) for batch in (1, 3)]
     for each in conditions:
         one, two = (results[each].confusion for results in by_batch)

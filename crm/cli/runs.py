@@ -75,7 +75,9 @@ def evaluate(
 
 def find_run(runs: Path, prefix: str) -> Path:
     """The run folder whose id begins so; ValueError where none or several do."""
-    found = sorted(path for path in runs.glob(f"{prefix}*") if (path / "config.json").exists()) if prefix.isalnum() else []
+    found = (
+        sorted(path for path in runs.glob(f"{prefix}*") if (path / "config.json").exists()) if prefix.isalnum() else []
+    )
     if not found:
         raise ValueError(f"no run {prefix!r} in {runs}; `crm status SWEEP --json` lists the ids of a sweep")
     if len(found) > 1:

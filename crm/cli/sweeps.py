@@ -65,9 +65,7 @@ def sweep(
     left = [line for line in lines if line.todo]
     if left and not yes:
         _confirm(len(left))
-    machine = Machine(
-        runs=folder, data=data_root, device=device, threads=threads or options.share_of_threads(workers)
-    )
+    machine = Machine(runs=folder, data=data_root, device=device, threads=threads or options.share_of_threads(workers))
     failed = run_cells(name, found, cells, machine, workers, cluster, track, say, json)
     written = write_report(name, found, folder, data_root, sets, say) if report and not failed else None
     if json:
@@ -231,9 +229,7 @@ def run_cells(
 
     for cell in cells:
         open_run(machine.runs, cell.config)  # refuses moved defaults before anything starts
-    queue = Queue(
-        cells=cells, machine=machine, selection=found.selection, conditions=found.conditions, workers=workers
-    )
+    queue = Queue(cells=cells, machine=machine, selection=found.selection, conditions=found.conditions, workers=workers)
     mirror = _start_mirror(name, found, cells, machine.runs) if track else None
     try:
         with Board(quiet) as board:

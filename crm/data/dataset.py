@@ -5,6 +5,7 @@ Torch-free. h w = height, width in pixels
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, overload
@@ -45,7 +46,9 @@ def open_split(
         seed = spec.seed if seed is None else seed
         names = [synthetic.name(split, index) for index in range(count)]
         written = {"generator": synthetic.VERSION, "seed": seed, "split": split, "size": [height, width]}
-        return Split(spec, split, names, (height, width), lambda i: synthetic.scene(seed, split, i, (height, width)), written)
+        return Split(
+            spec, split, names, (height, width), lambda i: synthetic.scene(seed, split, i, (height, width)), written
+        )
     layout = LAYOUTS[spec.layout]
     folder = locate(spec, data_root)
     names = layout.names(spec, folder, split)
@@ -59,8 +62,12 @@ def open_split(
     return Split(spec, split, names, (height, width), load, [layout.files(folder, split, name) for name in names])
 
 
+@lru_cache(maxsize=4)
 def open_run_split(data: Data, split: str, data_root: Path | None) -> "Split":
-    """A split as a run uses it: data set, size and number of frames from the run's config."""
+    """A split as a run uses it: data set, size and number of frames from the run's config.
+
+    Remembered, so that the runs of one worker decode or draw each frame once between them.
+    """
     limits = {"train": data.train_images, "val": data.val_images, "test": data.test_images}
     return open_split(data.dataset, split, data_root=data_root, size=data.size, limit=limits.get(split, 0))
 

@@ -56,7 +56,15 @@ SYNTHETIC = DatasetSpec(
     layout="generated",
     folder="synthetic",  # where the written form lies, should someone write it
     classes=("background", "road", "car", "person", "bike", "cone", "vent"),
-    colours=((38, 42, 56), (118, 96, 140), (74, 130, 232), (226, 72, 84), (46, 178, 150), (248, 164, 44), (246, 226, 130)),
+    colours=(
+        (38, 42, 56),
+        (118, 96, 140),
+        (74, 130, 232),
+        (226, 72, 84),
+        (46, 178, 150),
+        (248, 164, 44),
+        (246, 226, 130),
+    ),
     splits={"train": 256, "val": 48, "test": 64},
     size=(240, 320),
     night_pattern=r"N$",
@@ -96,8 +104,8 @@ MF = DatasetSpec(
     night_pattern=r"N$",
     source="Ha et al., MFNet: Towards Real-Time Semantic Segmentation for Autonomous Vehicles with Multi-Spectral "
     "Scenes, IROS 2017",
-    get="ask for the archive at https://www.mi.t.u-tokyo.ac.jp/static/projects/mil_multispectral/ and unpack it so that "
-    "mfnet/ holds images/, labels/, train.txt, val.txt and test.txt",
+    get="ask for the archive at https://www.mi.t.u-tokyo.ac.jp/static/projects/mil_multispectral/ and unpack it so "
+    "that mfnet/ holds images/, labels/, train.txt, val.txt and test.txt",
 )
 
 DATASETS = {"synthetic": SYNTHETIC, "mf": MF}

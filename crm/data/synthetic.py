@@ -239,7 +239,9 @@ def render(plan: Plan, height: int, width: int) -> tuple[np.ndarray, np.ndarray,
 def _expose(rgb: np.ndarray, plan: Plan, rng: np.random.Generator) -> np.ndarray:
     """What the RGB camera records, uint8 (h, w, 3): a soft shoulder, then noise, more of it at night."""
     rgb = np.maximum(rgb, 0)
-    rgb = np.where(rgb > 0.75, 1 - 0.0625 / np.maximum(rgb - 0.5, 0.25), rgb)  # meets the line at 0.75 with slope 1, reaches 1 never
+    rgb = np.where(
+        rgb > 0.75, 1 - 0.0625 / np.maximum(rgb - 0.5, 0.25), rgb
+    )  # meets the line at 0.75 with slope 1, reaches 1 never
     noise = _deviates(rng, rgb.shape) * np.float32(4.5 if plan.night else 2.5)
     return np.clip(rgb * 255 + noise + 0.5, 0, 255).astype(np.uint8).transpose(1, 2, 0).copy()
 
@@ -408,7 +410,9 @@ class _Canvas:
         if plan.night:
             keep = plan.stars[plan.stars[:, 2] > 0.3]
             column, row = (keep[:, 0] * self.width).astype(int), (keep[:, 1] * plan.horizon * self.height).astype(int)
-            layers[3:6, row, column] += keep[:, 2] * np.float32(min(1.0, self.height / 240)) * 0.7 * (1 - cloud[row, column])
+            layers[3:6, row, column] += (
+                keep[:, 2] * np.float32(min(1.0, self.height / 240)) * 0.7 * (1 - cloud[row, column])
+            )
             if plan.looks[5] < 0.5:
                 x, y, r = 0.1 + 0.8 * plan.looks[6], 0.04 + 0.12 * plan.looks[7], 0.022
                 moon = self.ellipse(x * self.width, y * self.height, 0.75 * r * self.width, r * self.height)
@@ -441,7 +445,9 @@ class _Canvas:
             table = plan.houses[side]
             ends = np.cumsum(7 + 9 * table[:, 0].astype(np.float64)).astype(np.float32)
             house = np.minimum(np.searchsorted(ends, far), 15)
-            tall = np.where((table[:, 1] < 0.2) | (np.arange(16) > 11), np.float32(0), 3.5 + 8 * table[:, 2] * table[:, 2])
+            tall = np.where(
+                (table[:, 1] < 0.2) | (np.arange(16) > 11), np.float32(0), 3.5 + 8 * table[:, 2] * table[:, 2]
+            )
             rise = np.float32(EYE) * (1 - (self.y - horizon) / d)  # metres above the ground
             scale = d * np.float32(self.height / EYE)  # pixels per metre
             cover = np.clip((tall[house] - rise) * scale + np.float32(0.5), 0, 1)
@@ -543,7 +549,8 @@ class _Canvas:
             beam += np.clip(1 - (reach / wide) ** 2, 0, 1) ** 2 * near * np.float32(0.5)
         pools = np.zeros_like(beam)
         for x, y, size in self.lamps:
-            fall = 1 / (1 + ((self.x - np.float32(x)) / np.float32(size * 1.3)) ** 2 + ((self.y - np.float32(y)) / size) ** 2)
+            across, down = (self.x - np.float32(x)) / np.float32(size * 1.3), (self.y - np.float32(y)) / size
+            fall = 1 / (1 + across**2 + down**2)
             pools += fall * fall * np.float32(0.34)
         ambient = 0.09 + 0.055 * plan.looks[14]
         tints = ((0.72, 1.0, 1.0), (0.88, 0.97, 0.8), (1.4, 0.88, 0.52))
@@ -701,8 +708,9 @@ def _car(spot: _Spot, t: tuple[float, ...], front: bool, running: bool) -> None:
     side = _times(colour, 0.62)
     quad((near, 0.2), deep(near, 0.2, length), deep(near, waist, length), (near, waist), side, body)
     quad((near, waist), deep(near, waist, length * 0.74), deep(inner, tall, length * 0.56), (inner, tall), side, body)
-    pane = (near * 0.97, waist + 0.06), deep(near * 0.97, waist + 0.06, length * 0.66)
-    quad(*pane, deep(inner * 1.02, tall - 0.1, length * 0.5), (inner * 1.02, tall - 0.1), _times(glass, 0.8), glass_heat)
+    edge, eaves = (near * 0.97, waist + 0.06), (inner * 1.02, tall - 0.1)
+    pane = edge, deep(*edge, length * 0.66), deep(*eaves, length * 0.5), eaves
+    quad(*pane, _times(glass, 0.8), glass_heat)
     far = deep(roof, tall, length * 0.56), deep(-roof, tall, length * 0.56)
     quad((-roof, tall), (roof, tall), *far, _times(colour, 1.1), warm(-0.03))
     for along in (0.2, 0.78):
@@ -772,8 +780,9 @@ def _person(spot: _Spot, t: tuple[float, ...]) -> None:
         top = shoulder - 0.02
         quad((x - 0.06, top), (x + 0.06, top), (hand + 0.05, hip), (hand - 0.05, hip), _times(shirt, tone), mild)
         disc(hand, hip - 0.03, 0.055, 0.065, skin, hot)
-    quad((-bulk * 0.8, hip - 0.05), (bulk * 0.8, hip - 0.05), (bulk + lean, shoulder), (-bulk + lean, shoulder), shirt, mild)
-    quad((-bulk + lean, shoulder), (bulk + lean, shoulder), (0.09 + lean, neck), (-0.09 + lean, neck), shirt, mild)
+    left, right = (lean - bulk, shoulder), (lean + bulk, shoulder)
+    quad((-bulk * 0.8, hip - 0.05), (bulk * 0.8, hip - 0.05), right, left, shirt, mild)
+    quad(left, right, (lean + 0.09, neck), (lean - 0.09, neck), shirt, mild)
     if t[8] < 0.35:  # a bag on the back
         x = bulk * (0.55 if t[9] < 0.5 else -0.55) + lean
         disc(x, 0.66 * tall, 0.13, 0.21, _times(_pick(CLOTHES, t[10]), 0.5 * dim), warm(0.12))

@@ -23,6 +23,7 @@ DIVISOR = 32  # padded sides are multiples of it: the backbone's total stride
 
 Image = UInt8[Tensor, "4 h w"]
 Label = UInt8[Tensor, "h w"]
+Pair = tuple[UInt8[Tensor, "4 _ _"], UInt8[Tensor, "_ _"]]  # of a size of its own
 
 
 def augment(frame: Frame, data: Data, generator: Generator) -> tuple[Image, Label]:
@@ -97,7 +98,7 @@ def to_input(frame: Frame, spec: DatasetSpec) -> "Batch":
     return collate([to_tensors(frame)], spec)
 
 
-def collate(pairs: Sequence[tuple[Image, Label]], spec: DatasetSpec) -> "Batch":
+def collate(pairs: Sequence[Pair], spec: DatasetSpec) -> "Batch":
     """Normalised images, padded right and bottom with zeros to multiples of 32 and to the largest of the batch."""
     sizes = [tuple(label.shape) for _, label in pairs]
     height, width = (-(-max(side) // DIVISOR) * DIVISOR for side in zip(*sizes, strict=True))

@@ -169,10 +169,12 @@ class PixelDecoder(nn.Module):
     def _encode(self, levels: Sequence[Float[Tensor, "b c _ _"]]) -> list[Float[Tensor, "b c _ _"]]:
         sizes = tuple((level.shape[2], level.shape[3]) for level in levels)
         x = torch.cat([level.flatten(2) for level in levels], dim=2).transpose(1, 2)
-        position = torch.cat([
-            sine_positions(size, x.shape[2], x.device) + embed
-            for size, embed in zip(sizes, self.level_embed, strict=True)
-        ])
+        position = torch.cat(
+            [
+                sine_positions(size, x.shape[2], x.device) + embed
+                for size, embed in zip(sizes, self.level_embed, strict=True)
+            ]
+        )
         for layer in self.layers:
             x = layer(x, position, sizes)
         parts = x.transpose(1, 2).split([height * width for height, width in sizes], dim=2)

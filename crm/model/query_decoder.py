@@ -78,9 +78,7 @@ class DecoderLayer(nn.Module):
         return self.norm(x + self.linear2(F.relu(self.linear1(x))))
 
 
-def attention_mask(
-    embed: Float[Tensor, "b q c"], features: Float[Tensor, "b c n"]
-) -> Bool[Tensor, "b 1 q n"]:
+def attention_mask(embed: Float[Tensor, "b q c"], features: Float[Tensor, "b c n"]) -> Bool[Tensor, "b 1 q n"]:
     """Where a query may look: where its own mask is at least 0.5, or everywhere if that is nowhere."""
     inside = embed.detach() @ features >= 0
     return (inside | ~inside.any(dim=2, keepdim=True))[:, None]

@@ -1,0 +1,34 @@
+# Every target makes .venv itself, so each works as the first command after a clone.
+#   make PYTHON=python3.12 ...     another Python, 3.11 or newer
+#   make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+#                                  torch without CUDA: less than a third of the disk, the same versions
+
+PYTHON = python3
+PIP_ARGS =
+BIN = .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+setup: .venv/.installed ## install everything into .venv (once: minutes, and 7 GB of disk)
+
+demo: .venv/.installed ## train three small networks, take a modality away, and write a report (minutes, on a laptop)
+	$(BIN)/crm sweep demo --yes --report
+
+test: .venv/.installed ## run the tests
+	$(BIN)/python -m pytest
+
+check: .venv/.installed ## lint, formatting and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else "crm needs Python 3.11 or newer, and $(PYTHON) is %d.%d. Name another one: make PYTHON=python3.12" % v[:2])'
+	@echo 'Installing into .venv: 3 to 8 minutes and 7 GB the first time ...'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[test,dev]'
+	@touch $@

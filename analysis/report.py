@@ -1,0 +1,380 @@
+"""The report of a sweep: tables, figures, panels, and one HTML page that answers the sweep's question.
+
+The page holds everything it shows and asks no server for anything. All files are functions of the run folders alone:
+rendered twice, they are the same bytes.
+"""
+
+import base64
+import importlib
+import importlib.util
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+from PIL import Image
+
+from analysis import figures, tables
+from analysis.load import Study, read
+from analysis.panels import Panel, as_image, fitted, panels
+from analysis.tables import HEADLINE, Comparison, Gain, Measure, bracket, describe, measures, percent, signed
+from crm.conditions import CLEAN_TEST, DEGRADATIONS
+from crm.data.specs import DATASETS
+from crm.records import read_json, state, write_bytes
+from crm.sweep import Sweep
+
+SEED = 0  # of the bootstrap draws: the same evidence gives the same intervals
+
+
+def report(
+    name: str,
+    sweep: Sweep,
+    runs: Path,
+    out: Path,
+    data_root: Path | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes the report of sweep `name` into `out/name` and returns its index.html.
+
+    What has not been run is shown as a hole and counted. ValueError if nothing at all has been evaluated yet.
+    """
+    study = read(sweep, runs, changes)
+    if not study.evidence:
+        raise ValueError(
+            f"no run of {name} below {runs} has been evaluated yet, so there is nothing to report; "
+            f"`crm sweep {name}` runs it and `crm status {name}` shows how far it is"
+        )
+    folder = out / name
+    compare = Comparison(study, np.random.default_rng(SEED))
+    ablation, robustness = tables.ablation(study, compare), tables.robustness(study)
+    shown = tables.shown_ablation(ablation, study), tables.shown_robustness(robustness, study)
+    for stem, words, table in (("table", shown[0], ablation), ("robustness", shown[1], robustness)):
+        for suffix, text in tables.written(words, table).items():
+            write_bytes(folder / f"{stem}{suffix}", text.encode())
+    try:
+        pictured, no_panels = panels(study, data_root), ""
+    except (FileNotFoundError, ValueError) as error:
+        pictured, no_panels = [], str(error)
+    for panel in pictured:
+        write_bytes(folder / f"panels_{panel.key}_missing.png", _png(as_image(panel)))
+    page = tables.templates().get_template("report.html.j2").render(
+        title=sweep.title,
+        name=name,
+        about=_about(name),
+        synthetic=_synthetic(study),
+        sweep=sweep,
+        answer=answer(study, compare),
+        tiles=tiles(study, compare),
+        holes=holes(study),
+        table=Markup(tables.html(shown[0])),
+        robustness=Markup(tables.html(shown[1])),
+        dots=_drawn(folder, "dots", [figures.dots(study.records, sweep, narrow) for narrow in (False, True)]),
+        curves=_drawn(folder, "curves", [figures.curves(study.records, sweep, narrow) for narrow in (False, True)]),
+        seeds=len(sweep.seeds),
+        panels=[_web(panel) for panel in pictured],
+        no_panels=no_panels,
+        conditions=_conditions(study),
+        method=_method(study),
+        runs=provenance(study),
+        changes=changes or {},
+    )  # fmt: skip
+    write_bytes(folder / "index.html", page.encode())
+    return folder / "index.html"
+
+
+# ---------------------------------------------------------------------------------------------- words from numbers
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Who leads on the headline measure, among the variants that have a number at all."""
+
+    measure: Measure
+    order: list[str]  # best first
+    mean: dict[str, float]
+    n: dict[str, int]
+
+
+def rank(study: Study) -> Ranking:
+    """Variants by the mean of the missing modalities, or by the clean score where the suite has no missing modality."""
+    known = {measure.key: measure for measure in measures(study.sweep.conditions)}
+    measure = known.get(HEADLINE) or known["clean"]
+    runs = tables.values(study.records, measure)
+    totals = {variant: tables.summary(runs[variant]) for variant in study.sweep.variants}
+    order = sorted((v for v in totals if totals[v].n), key=lambda v: -totals[v].mean)
+    return Ranking(measure, order, {v: t.mean for v, t in totals.items()}, {v: t.n for v, t in totals.items()})
+
+
+def answer(study: Study, compare: Comparison) -> list[str]:
+    """The answer in sentences, every one of them made from the numbers; the first is the one to remember."""
+    ranking, reference = rank(study), study.sweep.reference
+    where = "with one modality missing" if ranking.measure.key == HEADLINE else "on clean test images"
+    if not ranking.order:
+        return [f"No variant has been evaluated {where} yet, so nothing can be said."]
+    best = ranking.order[0]
+    if reference not in ranking.order:
+        first = f"“{best}” has the highest mIoU {where} so far ({percent(ranking.mean[best])} %), but the baseline "
+        return [f"{first}“{reference}” has not been run, so no gain can be stated."]
+    if len(ranking.order) == 1:
+        return [f"Only “{best}” has been evaluated {where} so far: {percent(ranking.mean[best])}\u00a0% mIoU. "
+                "There is nothing to compare it with yet."]  # fmt: skip
+    said = _leader(study, compare, ranking, where)
+    said += _clean(study, compare, best if best != reference else ranking.order[1], ranking)
+    return said
+
+
+def _leader(study: Study, compare: Comparison, ranking: Ranking, where: str) -> list[str]:
+    reference, best, mean = study.sweep.reference, ranking.order[0], ranking.mean
+    if best == reference:
+        other = ranking.order[1]
+        gain = compare.gain(ranking.measure, other, reference)
+        within = " That difference is within noise." if gain.verdict == "within noise" else ""
+        return [
+            f"Nothing beats the baseline: “{reference}” keeps {percent(mean[reference])}\u00a0% mIoU {where}, and the "
+            f"closest, “{other}”, has {_points(gain)}.{within} {_basis(gain)}"
+        ]
+    gain = compare.gain(ranking.measure, best, reference)
+    if not gain.n:
+        kept = f"{percent(mean[best])}\u00a0% mIoU {where}"
+        return [f"“{best}” leads with {kept}, but shares no finished seed with the baseline."]
+    lead = (
+        f"“{best}” keeps {percent(mean[best])}\u00a0% mIoU {where}, the baseline “{reference}” "
+        f"{percent(mean[reference])}\u00a0%: {signed(gain.mean)} points."
+    )
+    verdict = {
+        "gain": "",
+        "within noise": " The interval includes 0: this is within noise, and no gain has been shown.",
+        "loss": " At equal seed it is worse, although its mean is higher: the seeds that are done differ.",
+    }[gain.verdict]
+    said = [lead + verdict, _basis(gain)]
+    if (second := ranking.order[1]) != reference:
+        over = compare.gain(ranking.measure, best, second)
+        if over.n:
+            tail = ", which is within noise: the two are not told apart" if over.verdict == "within noise" else ""
+            behind = f"“{second}” with {percent(mean[second])}\u00a0%"
+            said.append(f"Over the second, {behind}, it gains {_points(over)}{tail}.")
+    return said
+
+
+def _clean(study: Study, compare: Comparison, variant: str, ranking: Ranking) -> list[str]:
+    """What the variant does to the clean score, and what it costs."""
+    said = []
+    clean = next(m for m in measures(study.sweep.conditions) if m.key == "clean")
+    gain = compare.gain(clean, variant, study.sweep.reference)
+    if gain.n and ranking.measure.key == HEADLINE:
+        price = {
+            "gain": f"With both modalities at hand “{variant}” gains too: {_points(gain)}.",
+            "loss": f"With both modalities at hand “{variant}” pays for that: {_points(gain)}.",
+            "within noise": f"With both modalities at hand the difference is within noise: {_points(gain)}.",
+        }
+        said.append(price[gain.verdict])
+    ratio = _cost_ratio(study, variant)
+    if not math.isnan(ratio):
+        said.append(f"A training step of “{variant}” takes {ratio:.1f} times as long as one of the baseline.")
+    return said
+
+
+def _points(gain: Gain) -> str:
+    return f"{signed(gain.mean)} points {bracket(gain.interval)}".strip()
+
+
+def _basis(gain: Gain) -> str:
+    """What a gain rests on."""
+    seeds = f"{gain.n} paired seeds" if gain.n > 1 else "one seed, so it says nothing about another one"
+    return f"95 % interval {bracket(gain.interval)} over {gain.interval.over}; {seeds}." if gain.interval else ""
+
+
+def _cost_ratio(study: Study, variant: str) -> float:
+    costs = study.costs.set_index(["variant", "seed"])["seconds_per_step"].astype(float)
+    return float((costs[variant] / costs[study.sweep.reference]).mean())
+
+
+def tiles(study: Study, compare: Comparison) -> list[dict[str, str]]:
+    """The key numbers: the leading variant against the baseline, and how much of the sweep is done."""
+    ranking, reference = rank(study), study.sweep.reference
+    rivals = [variant for variant in ranking.order if variant != reference]
+    made = []
+    if rivals and reference in ranking.order:
+        for measure in measures(study.sweep.conditions):
+            if measure.key == "worst":
+                continue
+            gain = compare.gain(measure, rivals[0], reference)
+            if gain.n:
+                tile = {"label": measure.label, "value": signed(gain.mean), "unit": "points"}
+                tile |= {"note": bracket(gain.interval), "verdict": gain.verdict}
+                made.append(tile)
+        made.sort(key=lambda tile: tile["label"] != ranking.measure.label)  # the headline first, else as they were
+        if not math.isnan(ratio := _cost_ratio(study, rivals[0])):
+            cost = {"label": "training cost", "value": f"{ratio:.1f} ×", "unit": "", "note": "time per step"}
+            made.append({**cost, "verdict": ""})
+    return [{**tile, "who": f"{rivals[0]} against {reference}"} for tile in made]
+
+
+def holes(study: Study) -> list[str]:
+    """What is missing, one line per variant; empty for a complete sweep."""
+    lines = []
+    for variant in study.sweep.variants:
+        mine = study.records[study.records["variant"] == variant].groupby("seed", sort=False)
+        lacking = {int(seed): rows for seed, rows in mine if rows["miou"].isna().any()}
+        words = [
+            f"seed {seed} {rows['state'].iloc[0]} ({int(rows['miou'].notna().sum())} of {len(rows)} conditions)"
+            for seed, rows in lacking.items()
+        ]
+        if words:
+            lines.append(f"{variant}: {', '.join(words)}")
+    return lines
+
+
+def _about(name: str) -> list[Markup]:
+    """The paragraphs of the sweep module's docstring, `code` as such; none for a sweep that is no module."""
+    module = f"sweeps.{name.partition('@')[0]}"
+    if importlib.util.find_spec(module) is None:
+        return []
+    text = str(escape((importlib.import_module(module).__doc__ or "").strip()))
+    return [Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", part)) for part in re.split(r"\n\s*\n", text)]
+
+
+def _synthetic(study: Study) -> bool:
+    spec = DATASETS.get(study.meta["dataset"])
+    return spec is not None and spec.layout == "generated"
+
+
+def _conditions(study: Study) -> list[tuple[str, str, str]]:
+    """Each kind of degradation in the suite: its name, what it does, and how many conditions use it."""
+    used = [how.kind for c in study.sweep.conditions for how in {c.rgb, c.thermal} if how.kind != "clean"]
+    kinds = ["clean", *dict.fromkeys(used)]
+    return [(kind, DEGRADATIONS[kind], ", ".join(_examples(study, kind))) for kind in kinds]
+
+
+def _examples(study: Study, kind: str) -> Sequence[str]:
+    if kind == "clean":
+        return [describe(CLEAN_TEST)]
+    return [describe(c) for c in study.sweep.conditions if kind in (c.rgb.kind, c.thermal.kind)]
+
+
+def _method(study: Study) -> list[tuple[str, str]]:
+    """How the numbers were made: term and description."""
+    meta, sweep = study.meta, study.sweep
+    first = next(iter(study.evidence.values()))
+    night = int(first.night.sum())
+    chosen = {
+        "last": "the weights after the last training step; nothing was selected",
+        "val_best": "the weights with the highest mIoU on the validation split; the test split was not looked at",
+    }
+    spec = DATASETS.get(meta["dataset"])
+    ignored = f"pixels labelled {meta['ignore_index']} are not counted" if "ignore_index" in meta else ""
+    height, width = meta.get("size", ("?", "?"))
+    return [
+        ("Data", f"{spec.title if spec else meta['dataset']}, {meta['split']} split: {len(first.names)} images "
+                 f"({len(first.names) - night} by day, {night} at night) of {height} × {width} pixels, height first"),
+        ("Checkpoint", f"{sweep.selection}: {chosen.get(sweep.selection, '')}"),
+        ("Seeds", f"{len(sweep.seeds)} per variant ({', '.join(map(str, sweep.seeds))}); at equal seed all variants "
+                  "see the same images and augmentations, so gains are taken seed by seed"),
+        ("Metric", "mIoU in per cent: one confusion matrix summed over all test images, IoU per class, mean over the "
+                   f"{len(meta['classes'])} classes ({', '.join(meta['classes'])}); a class in neither labels nor "
+                   f"predictions is left out{'; ' + ignored if ignored else ''}; one scale, no flip"),
+        ("Intervals", f"95 %, percentile bootstrap with {tables.DRAWS} draws: seeds with replacement, and test images "
+                      "with replacement, the same images for both networks. A class that a draw of images lacks is left out "
+                      "for both. With three seeds or fewer such intervals are rather too narrow than too wide"),
+        ("Budget", f"{study.cells[0].config.steps} steps of {study.cells[0].config.batch} images"
+                   + (f"; varied on purpose: {', '.join(sweep.budget)}" if sweep.budget else ", equal for all variants")),
+        ("Training cost", "mean seconds per training step as the runs recorded them; runs that shared a machine slowed "
+                          "each other down"),
+    ]  # fmt: skip
+
+
+def provenance(study: Study) -> list[dict[str, str]]:
+    """Where every number came from: one row per cell."""
+    rows = []
+    for cell in study.cells:
+        folder = study.runs / cell.id
+        made, result = read_json(folder / "provenance.json") or {}, read_json(folder / "result.json") or {}
+        checkpoint = result.get("checkpoints", {}).get(study.sweep.selection, {}).get("sha256", "")
+        steps, seconds = result.get("steps"), result.get("train_seconds")
+        rows.append({
+            "variant": cell.variant,
+            "seed": str(cell.seed),
+            "run": cell.id,
+            "state": state(study.runs, cell.config, study.sweep.selection, study.sweep.conditions).name,
+            "commit": made.get("commit", "")[:12] + (" + changes" if made.get("dirty") else ""),
+            "code": str(made.get("code", ""))[:12],
+            "data": _manifest_hash(made["data"]) if made.get("data") else "",
+            "checkpoint": checkpoint[:12],
+            "steps": "" if steps is None else str(steps),
+            "trained": "" if seconds is None else f"{seconds:.0f} s",
+            "parameters": f"{result['parameters']:,}" if "parameters" in result else "",
+        })  # fmt: skip
+    return rows
+
+
+def _manifest_hash(manifest: Any) -> str:
+    """Twelve hex digits over the manifest of all splits a run used."""
+    return sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
+
+
+# ---------------------------------------------------------------------------------------------- pictures
+
+
+def _drawn(folder: Path, stem: str, drawn: list[Figure | None]) -> list[tuple[str, Markup]]:
+    """Writes the wide and the narrow figure; returns them for the page, each with its class."""
+    shown = []
+    for kind, figure in zip(("wide", "narrow"), drawn, strict=True):
+        if figure is None:
+            continue
+        name = stem if kind == "wide" else f"{stem}_narrow"
+        forms = figures.written(figure)
+        for suffix, content in forms.items():
+            write_bytes(folder / f"{name}{suffix}", content)
+        shown.append((kind, inline_svg(forms[".svg"].decode(), name)))
+    return shown
+
+
+def inline_svg(svg: str, name: str) -> Markup:
+    """An SVG as part of a page: its colours of paper and ink follow the page's theme, its ids are its own."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'href="#', f'href="#{name}-', svg).replace("url(#", f"url(#{name}-")
+    # width and height in points would fix its size; the viewBox keeps its shape
+    svg = re.sub(r'<svg([^>]*?) width="[^"]*"', r"<svg\1", svg, count=1)
+    svg = re.sub(r'<svg([^>]*?) height="[^"]*"', r'<svg\1 aria-hidden="true"', svg, count=1)
+    themes = {figures.INK: "ink", figures.QUIET: "quiet", figures.RULE: "rule", figures.PAPER: "paper"}
+    for colour, role in themes.items():
+        svg = svg.replace(colour, f"var(--{role})")
+    return Markup(svg)
+
+
+def _web(panel: Panel) -> dict[str, Any]:
+    """A panel for the page: small pictures the browser enlarges without smoothing, large ones made smaller."""
+    examples = []
+    for example in panel.examples:
+        pictures = [
+            {"title": p.title, "note": p.note, "missing": p.missing, "source": _data_url(fitted(p.pixels, least=0))}
+            for p in example.pictures
+        ]
+        night = "night" if example.night else "day"
+        words = {"name": example.name, "night": night, "why": example.why, "gain": signed(example.gain)}
+        examples.append({**words, "pictures": pictures})
+    legend = [
+        {"name": name, "colour": "#{:02x}{:02x}{:02x}".format(*colour), "remark": remark}
+        for name, colour, remark in panel.legend
+    ]
+    return {"key": panel.key, "title": panel.title, "rule": panel.rule, "examples": examples, "legend": legend}
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _data_url(image: Image.Image) -> str:
+    return "data:image/png;base64," + base64.b64encode(_png(image)).decode()

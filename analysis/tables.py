@@ -1,0 +1,375 @@
+"""The ablation table and the robustness table: numbers first, then the same numbers as Markdown, LaTeX, CSV and HTML.
+
+Percent with one decimal in what people read; unrounded in CSV.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from analysis.load import Study
+from analysis.stats import DRAWS, Interval, Summary, bootstrap_miou, gain_interval, image_draws, paired_gain, summary
+from crm.conditions import CLEAN_TEST, MISSING, Condition, Degradation
+
+# Kinds that change what the network is given. missing_token and missing_route change the network instead, so they are
+# in no worst case: a network without a trained mask token would be judged by something it was never meant to do.
+INPUT_KINDS = ("clean", "missing_mean", "missing_zero", "patch_dropout", "gaussian_noise")
+
+
+def templates() -> Environment:
+    """The templates of this package; every value that is put into one is escaped."""
+    autoescape = select_autoescape(["html", "html.j2"])
+    return Environment(loader=PackageLoader("analysis"), autoescape=autoescape, trim_blocks=True, lstrip_blocks=True)
+
+
+# ---------------------------------------------------------------------------------------------- words
+
+
+def percent(value: float) -> str:
+    """One decimal, an em dash where there is no number."""
+    return "—" if math.isnan(value) else f"{value:.1f}".replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """One decimal with its sign, a true minus."""
+    return "—" if math.isnan(value) else f"{value:+.1f}".replace("-", "−").replace("−0.0", "+0.0")
+
+
+def plus_minus(value: Summary) -> str:
+    return percent(value.mean) + (f" ± {value.sd:.1f}" if value.n > 1 else "")
+
+
+def bracket(interval: Interval | None) -> str:
+    return f"[{signed(interval.low)},\u00a0{signed(interval.high)}]" if interval else ""  # never broken over two lines
+
+
+def describe(condition: Condition) -> str:
+    """A condition in words, as in `RGB missing` or `thermal: noise sd 25`."""
+    sides = [("RGB", condition.rgb), ("thermal", condition.thermal)]
+    degraded = [(side, how) for side, how in sides if how.kind != "clean"]
+    if not degraded:
+        words = "clean"
+    elif len({how for _, how in degraded}) == 1:
+        words = " and ".join(side for side, _ in degraded) + _how(degraded[0][1])
+    else:
+        words = ", ".join(side + _how(how) for side, how in degraded)
+    return words if condition.split == CLEAN_TEST.split else f"{words} ({condition.split})"
+
+
+def _how(degradation: Degradation) -> str:
+    words = {
+        "missing_mean": " missing",
+        "missing_zero": " missing (black image)",
+        "missing_token": " missing (mask tokens)",
+        "missing_route": " missing (routed around)",
+        "patch_dropout": f": {100 * degradation.severity:g} % hidden",
+        "gaussian_noise": f": noise sd {degradation.severity:g}",
+    }
+    return words.get(degradation.kind, f": {degradation}")
+
+
+# ---------------------------------------------------------------------------------------------- numbers
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of a run, taken over conditions."""
+
+    key: str
+    label: str
+    conditions: Sequence[Condition]
+    reduce: Callable[..., Any] = np.mean  # of the conditions' mIoU, over axis 0
+
+
+HEADLINE = "missing"
+
+
+def measures(conditions: Sequence[Condition]) -> list[Measure]:
+    """The columns of the ablation table that these conditions allow; the one with key HEADLINE is what is ranked by."""
+    rgb, thermal = MISSING
+    given = [how for how in conditions if how.rgb.kind in INPUT_KINDS and how.thermal.kind in INPUT_KINDS]
+    columns = [
+        Measure("clean", "clean", [CLEAN_TEST]),
+        Measure("rgb", "RGB missing", [rgb]),
+        Measure("thermal", "thermal missing", [thermal]),
+        Measure(HEADLINE, "mean of both missing", [rgb, thermal]),
+        Measure("worst", "worst case", given, np.min),
+    ]
+    if len(given) == 1:
+        columns = columns[:1]  # the worst of one condition says nothing new
+    return [column for column in columns if set(column.conditions) <= set(conditions)]
+
+
+def values(records: pd.DataFrame, measure: Measure) -> pd.Series:
+    """The measure of every run in per cent, indexed by (variant, seed); NaN where one of its conditions is missing."""
+    # raises if a row is there twice
+    wide = records.pivot(index=["variant", "seed"], columns="condition", values="miou")
+    numbers = wide[[condition.name for condition in measure.conditions]].to_numpy()
+    reduced = np.where(np.isnan(numbers).any(axis=1), np.nan, measure.reduce(numbers, axis=1))
+    return pd.Series(reduced, index=wide.index, name=measure.key)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much better a variant is than another, in points of mIoU, at equal seed on the same images."""
+
+    mean: float
+    sd: float  # over seeds
+    n: int  # seeds that both have
+    interval: Interval | None  # 95 %, None where no seed is shared
+
+    @property
+    def verdict(self) -> str:
+        return self.interval.verdict if self.interval else ""
+
+
+class Comparison:
+    """Gains between the variants of one study, all from the same bootstrap draws, so that they fit together."""
+
+    def __init__(self, study: Study, rng: np.random.Generator) -> None:
+        self.study = study
+        self.rng = rng
+        self._counts: dict[int, np.ndarray] = {}  # image draws by number of images
+        self._drawn: dict[tuple[str, int, str], np.ndarray] = {}
+        self._gains: dict[tuple[str, str, str], Gain] = {}
+
+    def gain(self, measure: Measure, subject: str, reference: str) -> Gain:
+        """The paired gain of `subject` over `reference`, with its interval; the same wherever it is asked for."""
+        key = (measure.key, subject, reference)
+        if key not in self._gains:
+            self._gains[key] = self._gain(measure, subject, reference)
+        return self._gains[key]
+
+    def _gain(self, measure: Measure, subject: str, reference: str) -> Gain:
+        runs = values(self.study.records, measure)
+        pairs = paired_gain(runs[subject], runs[reference])
+        if pairs.empty:
+            return Gain(float("nan"), float("nan"), 0, None)
+        drawn = np.stack([self._draws(measure, subject, s) - self._draws(measure, reference, s) for s in pairs.index])
+        total = summary(pairs)
+        return Gain(total.mean, total.sd, total.n, gain_interval(drawn, self.rng))
+
+    def _draws(self, measure: Measure, variant: str, seed: int) -> np.ndarray:
+        """(b,) the measure of one run in each draw of test images."""
+        return measure.reduce([self._miou(variant, seed, how.name) for how in measure.conditions], axis=0)
+
+    def _miou(self, *key: Any) -> np.ndarray:
+        if key not in self._drawn:
+            confusion = self.study.evidence[key].confusion
+            if (images := len(confusion)) not in self._counts:
+                self._counts[images] = image_draws(images, DRAWS, self.rng)
+            self._drawn[key] = bootstrap_miou(confusion, self._counts[images])
+        return self._drawn[key]
+
+
+def ablation(study: Study, compare: Comparison) -> pd.DataFrame:
+    """One row per variant: for each measure `.mean .sd .n`, `.gain .low .high .pairs .verdict .over` against the
+    baseline, and the training cost: `cost.ratio` to the baseline at equal seed with `.sd .n`, `cost.seconds` per step.
+
+    `seeds` is how many runs the sweep asks for, `done` how many of them are evaluated under every condition.
+    """
+    reference = study.sweep.reference
+    rows = {}
+    for variant in study.sweep.variants:
+        mine = study.records[study.records["variant"] == variant]
+        complete = mine.groupby("seed")["miou"].apply(lambda column: column.notna().all())
+        row: dict[str, Any] = {"seeds": len(complete), "done": int(complete.sum())}
+        for measure in measures(study.sweep.conditions):
+            total = summary(values(study.records, measure)[variant])
+            row |= {f"{measure.key}.{name}": getattr(total, name) for name in ("mean", "sd", "n")}
+            if variant != reference:
+                gain = compare.gain(measure, variant, reference)
+                row |= {f"{measure.key}.gain": gain.mean, f"{measure.key}.pairs": gain.n}
+                row |= {f"{measure.key}.{end}": getattr(gain.interval, end, None) for end in ("low", "high", "over")}
+                row[f"{measure.key}.verdict"] = gain.verdict
+        rows[variant] = row | _cost(study, variant)
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
+
+
+def _cost(study: Study, variant: str) -> dict[str, Any]:
+    """Time per training step, in seconds and relative to the baseline's at equal seed."""
+    costs = study.costs.set_index(["variant", "seed"])["seconds_per_step"].astype(float)
+    ratio = summary(costs[variant] / costs[study.sweep.reference])
+    seconds = float(costs[variant].mean())
+    return {"cost.ratio": ratio.mean, "cost.sd": ratio.sd, "cost.n": ratio.n, "cost.seconds": seconds}
+
+
+def robustness(study: Study) -> pd.DataFrame:
+    """One row per condition, for each variant `.mean .sd .n` of mIoU over seeds."""
+    groups = study.records.groupby(["condition", "variant"], sort=False)["miou"]
+    totals = {key: summary(column) for key, column in groups}
+    rows = {}
+    for condition in study.sweep.conditions:
+        row: dict[str, Any] = {"what": describe(condition)}
+        for variant in study.sweep.variants:
+            total = totals[condition.name, variant]
+            row |= {f"{variant}.mean": total.mean, f"{variant}.sd": total.sd, f"{variant}.n": total.n}
+        rows[condition.name] = row
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("condition")
+
+
+# ---------------------------------------------------------------------------------------------- what is shown
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One table cell as people read it."""
+
+    value: str
+    gain: str = ""  # second line
+    interval: str = ""  # third line
+    verdict: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A table of words, before any markup."""
+
+    head: list[str]
+    rows: list[tuple[str, list[Entry]]]
+    notes: list[str] = field(default_factory=list)
+    first: str = "variant"
+
+
+def shown_ablation(table: pd.DataFrame, study: Study) -> Shown:
+    """The ablation table in words: mean ± sd, and below it the gain over the baseline with its interval."""
+    columns = measures(study.sweep.conditions)
+    rows, over = [], set()
+    for variant, row in table.iterrows():
+        entries = [Entry(f"{row['done']:.0f} of {row['seeds']:.0f}")]
+        for measure in columns:
+            key = measure.key
+            total = Summary(row[f"{key}.mean"], row[f"{key}.sd"], int(row[f"{key}.n"]))
+            counted = f" (n={total.n})" if 0 < total.n != row["done"] else ""
+            gain = interval = verdict = ""
+            if variant != study.sweep.reference and row[f"{key}.pairs"] > 0:
+                gain, verdict = signed(row[f"{key}.gain"]), row[f"{key}.verdict"]
+                interval = bracket(Interval(row[f"{key}.low"], row[f"{key}.high"], row[f"{key}.over"]))
+                over.add(row[f"{key}.over"])
+            best = total.n > 0 and len(table) > 1 and total.mean == table[f"{key}.mean"].max()
+            entries.append(Entry(plus_minus(total) + counted, gain, interval, verdict, best))
+        ratio = "—" if math.isnan(row["cost.ratio"]) else f"{row['cost.ratio']:.2f} ×"
+        seconds = "" if math.isnan(row["cost.seconds"]) else f"{row['cost.seconds']:.3g} s/step"
+        entries.append(Entry(ratio, seconds))
+        rows.append((str(variant), entries))
+    return Shown(["seeds", *(c.label for c in columns), "training cost"], rows, _notes(table, study, columns, over))
+
+
+def _notes(table: pd.DataFrame, study: Study, columns: Sequence[Measure], over: set[str]) -> list[str]:
+    reference = study.sweep.reference
+    notes = ["mIoU in per cent on the test split: mean ± standard deviation over training seeds. Bold: highest mean."]
+    if over:
+        notes.append(
+            f"Below it, the gain over “{reference}” at equal seed in points of mIoU, with a 95 % bootstrap interval "
+            f"over {' or '.join(sorted(over))}. An interval that includes 0 is within noise."
+        )
+    if worst := [column for column in columns if column.key == "worst"]:
+        notes.append(
+            f"Worst case: the lowest mIoU of a run over the {len(worst[0].conditions)} conditions that change what the "
+            "network is given."
+        )
+    notes.append(f"Training cost: time per step relative to “{reference}” at equal seed.")
+    if (table["done"] < table["seeds"]).any():
+        lacking = int((table["seeds"] - table["done"]).sum())
+        notes.append(
+            f"{lacking} of {int(table['seeds'].sum())} runs are not fully evaluated; they are counted out. "
+            "A dash is a number that does not exist yet."
+        )
+    return notes
+
+
+def shown_robustness(table: pd.DataFrame, study: Study) -> Shown:
+    """The robustness table in words: a row per condition, a column per variant."""
+    rows = []
+    variants = list(study.sweep.variants)
+    for _, row in table.iterrows():
+        best = max((row[f"{v}.mean"] for v in variants if row[f"{v}.n"]), default=None)
+        entries = []
+        for variant in variants:
+            total = Summary(row[f"{variant}.mean"], row[f"{variant}.sd"], int(row[f"{variant}.n"]))
+            partial = f" (n={total.n})" if 0 < total.n < len(study.sweep.seeds) else ""
+            entries.append(Entry(plus_minus(total) + partial, best=len(variants) > 1 and total.mean == best))
+        rows.append((row["what"], entries))
+    notes = [
+        f"mIoU in per cent: mean ± standard deviation over {len(study.sweep.seeds)} seeds, n given where fewer are "
+        "done. Bold: highest mean under that condition."
+    ]
+    return Shown(variants, rows, notes, first="condition")
+
+
+# ---------------------------------------------------------------------------------------------- markup
+
+
+def markdown(table: Shown) -> str:
+    """A GitHub table; gains in a second one, so that both stay narrow enough to read as text."""
+    lines = _markdown([table.first, *table.head], [[label, *(_bold(e) for e in row)] for label, row in table.rows])
+    gained = [i for i, name in enumerate(table.head) if any(row[i].verdict for _, row in table.rows)]
+    if gained:
+        rows = [
+            [label, *(f"{row[i].gain} {row[i].interval} {row[i].verdict}".strip() for i in gained)]
+            for label, row in table.rows
+            if any(row[i].gain for i in gained)
+        ]
+        lines += ["", "Gain over the baseline:", ""]
+        lines += _markdown([table.first, *(table.head[i] for i in gained)], rows)
+    return "\n".join([*lines, "", *(f"- {note}" for note in table.notes)]) + "\n"
+
+
+def _bold(entry: Entry) -> str:
+    return f"**{entry.value}**" if entry.best else entry.value
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> list[str]:
+    clean = [[cell.replace("\\", "\\\\").replace("|", "\\|") for cell in row] for row in [head, *rows]]
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return [f"| {' | '.join(row)} |" for row in (clean[0], rule, *clean[1:])]
+
+
+LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$",
+    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", "±": r"$\pm$", "−": "$-$", "×": r"$\times$", "—": "---", "“": "``", "”": "''", "σ": r"$\sigma$",
+    "\u00a0": "~",
+}  # fmt: skip
+
+
+def latex_text(text: str) -> str:
+    """`text` as LaTeX prints it, whatever is in it."""
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def latex(table: Shown) -> str:
+    """A tabular that needs only \\usepackage{booktabs}; notes are comments, for the caption."""
+    lines = ["% needs \\usepackage{booktabs}", *(f"% {note}" for note in table.notes)]
+    lines += [rf"\begin{{tabular}}{{l{'r' * len(table.head)}}}", r"\toprule"]
+    lines += [" & ".join(latex_text(name) for name in [table.first, *table.head]) + r" \\", r"\midrule"]
+    for label, row in table.rows:
+        cells = [rf"\textbf{{{latex_text(e.value)}}}" if e.best else latex_text(e.value) for e in row]
+        lines.append(" & ".join([latex_text(label), *cells]) + r" \\")
+        if any(entry.gain for entry in row):
+            # braces, since a row that began with "[" would be read as the spacing of the line above
+            below = [f"{entry.gain} {entry.interval}".strip() for entry in row]
+            small = [rf"{{\scriptsize {latex_text(text)}}}" if text else "" for text in below]
+            lines.append(" & ".join(["", *small]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def html(table: Shown) -> str:
+    """A table element with its notes, escaped."""
+    return templates().get_template("table.html.j2").render(table=table)
+
+
+def csv(table: pd.DataFrame) -> str:
+    """Every number, unrounded; an empty field where there is none."""
+    return table.to_csv(lineterminator="\n")
+
+
+def written(shown: Shown, table: pd.DataFrame) -> Mapping[str, str]:
+    """The table in every form: file suffix to text."""
+    return {".md": markdown(shown), ".tex": latex(shown), ".csv": csv(table), ".html": html(shown)}

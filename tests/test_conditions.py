@@ -1,0 +1,172 @@
+"""Conditions, their names, and the confusion matrices and metrics that are stored per condition."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn import metrics
+
+from crm.conditions import CLEAN_TEST, DEGRADATIONS, PICTURED, SEVERE, SUITES, Condition, Degradation, condition, suite
+from crm.confusion import Evaluation, confusion_matrix, iou, load_evaluation, miou, save_evaluation
+
+# ---------------------------------------------------------------------------------------------- conditions
+
+degradations = st.sampled_from(sorted(DEGRADATIONS)).flatmap(
+    lambda kind: st.builds(
+        Degradation,
+        kind=st.just(kind),
+        severity=st.floats(0.001, 0.999) if kind in SEVERE else st.just(0.0),
+    )
+)
+
+
+def possible(rgb, thermal):
+    return not (rgb.kind.startswith("missing") and thermal.kind.startswith("missing"))
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_a_suite_begins_with_the_clean_condition_and_names_each_condition_once(name):
+    conditions = suite(name)
+    assert conditions[0] == CLEAN_TEST
+    assert len({one.name for one in conditions}) == len(conditions)
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_a_condition_of_a_suite_is_found_by_its_name(name):
+    assert [condition(one.name) for one in suite(name)] == list(suite(name))
+
+
+@given(split=st.sampled_from(["val", "test", "test_night"]), rgb=degradations, thermal=degradations)
+def test_two_conditions_never_share_a_name(split, rgb, thermal):
+    # The name is a file name and a column: a name that loses a digit would let one evaluation pass for another.
+    if possible(rgb, thermal):
+        one = Condition(split=split, rgb=rgb, thermal=thermal)
+        assert condition(one.name) == one
+
+
+def test_the_name_leaves_clean_parts_out():
+    assert CLEAN_TEST.name == "test"
+    assert Condition(split="val", thermal=Degradation(kind="missing_mean")).name == "val.thermal=missing_mean"
+    assert condition("test.rgb=clean") == CLEAN_TEST
+
+
+def test_every_suite_but_the_plain_one_holds_the_conditions_that_are_pictured():
+    assert all(set(PICTURED) <= set(suite(name)) for name in SUITES if name != "clean")
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"kind": "gaussian"}, "Did you mean 'gaussian_noise'"),
+        ({"kind": "gaussian_noise"}, "needs severity"),
+        ({"kind": "missing_mean", "severity": 1.0}, "has no severity"),
+        ({"kind": "patch_dropout", "severity": 1.0}, "below 1"),
+        ({"kind": "gaussian_noise", "severity": -3.0}, "above 0"),
+    ],
+)
+def test_a_degradation_that_means_nothing_is_refused(settings, reason):
+    with pytest.raises(ValueError, match=reason):
+        Degradation(**settings)
+
+
+def test_a_condition_cannot_take_both_modalities_away():
+    with pytest.raises(ValueError, match="both modalities"):
+        Condition(rgb=Degradation(kind="missing_mean"), thermal=Degradation(kind="missing_zero"))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("test.rgb=fog", "no degradation 'fog'"), ("test.rgb=patch_dropout-much", "patch_dropout-much")],
+)
+def test_a_misspelt_condition_is_refused_naming_it(name, reason):
+    with pytest.raises(ValueError, match=reason):
+        condition(name)
+
+
+# ---------------------------------------------------------------------------------------------- confusion
+
+CLASSES, IGNORED = 5, 255
+labels = arrays(np.uint8, (6, 7), elements=st.sampled_from([0, 1, 2, 3, 4, IGNORED]))
+predictions = arrays(np.uint8, (6, 7), elements=st.integers(0, CLASSES - 1))
+
+
+@given(label=labels, prediction=predictions)
+def test_the_matrix_counts_what_scikit_learn_counts(label, prediction):
+    ours = confusion_matrix(label, prediction, CLASSES, IGNORED)
+    kept = label != IGNORED
+    assert ours.sum() == kept.sum()
+    if kept.any():
+        theirs = metrics.confusion_matrix(label[kept], prediction[kept], labels=range(CLASSES))
+        assert (ours == theirs).all()
+
+
+@given(label=labels, prediction=predictions)
+def test_iou_is_the_jaccard_score_and_an_absent_class_is_left_out_of_the_mean(label, prediction):
+    kept = label != IGNORED
+    scores = iou(confusion_matrix(label, prediction, CLASSES, IGNORED))
+    present = sorted({*label[kept].tolist(), *prediction[kept].tolist()})
+    assert np.isnan(np.delete(scores, present)).all()
+    if present:
+        settings = {"labels": present, "average": None, "zero_division": 0.0}
+        theirs = 100 * metrics.jaccard_score(label[kept], prediction[kept], **settings)
+        assert scores[present] == pytest.approx(theirs)
+        assert miou(confusion_matrix(label, prediction, CLASSES, IGNORED)) == pytest.approx(theirs.mean())
+
+
+def test_a_class_that_is_predicted_but_never_there_counts_as_zero():
+    matrix = confusion_matrix(np.array([0, 0]), np.array([0, 2]), 3, IGNORED)
+    assert miou(matrix) == pytest.approx((50 + 0) / 2)  # class 1 occurs nowhere
+
+
+def test_an_image_without_a_single_counted_pixel_has_no_miou():
+    assert np.isnan(miou(np.zeros((3, 3), int)))
+
+
+def test_metrics_of_a_stack_of_matrices_are_those_of_each():
+    stack = np.random.default_rng(0).integers(0, 9, (4, 2, CLASSES, CLASSES))
+    stack[1, 0] = 0
+    assert iou(stack).shape == (4, 2, CLASSES)
+    assert miou(stack).shape == (4, 2)
+    assert miou(stack)[2, 1] == miou(stack[2, 1])
+    assert np.isnan(miou(stack)[1, 0])
+
+
+@pytest.mark.parametrize(("label", "prediction", "what"), [(7, 0, "label"), (0, 7, "prediction"), (0, IGNORED, "pred")])
+def test_an_id_that_is_no_class_is_refused(label, prediction, what):
+    with pytest.raises(ValueError, match=f"{what}.*but there are 5 classes"):
+        confusion_matrix(np.array([label]), np.array([prediction]), CLASSES, IGNORED)
+
+
+@pytest.fixture
+def evaluation():
+    rng = np.random.default_rng(3)
+    return Evaluation(
+        confusion=rng.integers(0, 99, (2, 3, 3)).astype(np.int32),
+        names=np.array(["00001D", "00002N"]),
+        night=np.array([False, True]),
+        predictions=rng.integers(0, 3, (2, 4, 6)).astype(np.uint8),
+        meta={"condition": "test", "step": 20, "classes": ["a", "b", "c"]},
+    )
+
+
+def test_an_evaluation_reads_back_as_it_was_written(tmp_path, evaluation):
+    save_evaluation(tmp_path / "evals" / "test.npz", evaluation)
+    again = load_evaluation(tmp_path / "evals" / "test.npz", predictions=True)
+    for part in ("confusion", "names", "night", "predictions"):
+        kept, read = getattr(evaluation, part), getattr(again, part)
+        assert kept.dtype == read.dtype
+        assert (kept == read).all()
+    assert again.meta.items() >= evaluation.meta.items()
+    assert again.miou == evaluation.miou == miou(evaluation.confusion.sum(axis=0))
+
+
+def test_prediction_maps_are_read_only_when_asked_for(tmp_path, evaluation):
+    save_evaluation(tmp_path / "test.npz", evaluation)
+    assert load_evaluation(tmp_path / "test.npz").predictions is None
+
+
+def test_the_same_evaluation_is_the_same_file(tmp_path, evaluation):
+    for name in ("one.npz", "two.npz"):
+        save_evaluation(tmp_path / name, evaluation)
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()

@@ -1,0 +1,164 @@
+import pytest
+import torch
+
+from crm.config import Model
+from crm.model.backbone import shift_mask
+from crm.model.fusion import FUSIONS
+from crm.model.pixel_decoder import deformable_sample
+from crm.model.query_decoder import attention_mask
+from crm.model.segmenter import Segmenter, build_segmenter, semantic_scores
+
+TINY = {
+    "embed": 8,
+    "depths": (1, 1, 2, 1),
+    "heads": (1, 2, 2, 4),
+    "drop_path": 0.0,
+    "width": 32,
+    "queries": 5,
+    "encoder_layers": 1,
+    "encoder_ffn": 16,
+    "decoder_layers": 2,
+    "decoder_ffn": 16,
+    "decoder_heads": 4,
+}
+
+
+def tiny(**changes) -> Segmenter:
+    torch.manual_seed(0)
+    return build_segmenter(Model(**{**TINY, **changes}), num_classes=3)
+
+
+@pytest.fixture(scope="module")
+def model() -> Segmenter:
+    return tiny().eval()
+
+
+def image(height: int = 64, width: int = 96, batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, 4, height, width, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 96), (224, 32)])
+def test_all_outputs_have_the_promised_shapes_at_any_multiple_of_32(model, height, width):
+    features = model.features(image(height, width))
+    for maps in features:
+        for i, level in enumerate(maps):
+            assert level.shape == (2, 8 * 2**i, height // 2 ** (i + 2), width // 2 ** (i + 2))
+        prediction = model.head(maps)
+        assert len(prediction.class_logits) == len(prediction.mask_logits) == 3
+        assert prediction.class_logits[-1].shape == (2, 5, 4)
+        assert prediction.mask_logits[0].shape == (2, 5, height // 4, width // 4)
+    assert semantic_scores(prediction, (height, width)).shape == (2, 3, height, width)
+
+
+@torch.no_grad()
+def test_the_cheaper_heads_equal_the_full_one(model):
+    maps = model.features(image()).fused
+    full, last, some = model.head(maps), model.head(maps, deep=False), model.head(maps, with_masks=1)
+    torch.testing.assert_close(last.class_logits[-1], full.class_logits[-1])
+    torch.testing.assert_close(last.mask_logits[-1], full.mask_logits[-1])
+    torch.testing.assert_close(some.mask_logits, full.mask_logits[:, :1])
+    torch.testing.assert_close(model.class_logits(maps), full.class_logits[-1])
+    torch.testing.assert_close(model(image()).mask_logits[-1], full.mask_logits[-1])
+
+
+@torch.no_grad()
+def test_an_image_gives_the_same_alone_and_in_a_batch(model):
+    torch.testing.assert_close(model(image()).mask_logits[:, :1], model(image()[:1]).mask_logits, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("index", "modality"), [(0, "rgb"), (1, "thermal")])
+def test_a_wholly_hidden_modality_is_the_mask_token_everywhere(model, index, modality):
+    hidden = torch.zeros(2, 2, 16, 24, dtype=torch.bool)
+    hidden[:, index] = True
+    features, other = model.features(image(), hidden), model.features(torch.zeros(2, 4, 64, 96), hidden)
+    clean = model.features(image())
+    for name in ("rgb", "thermal"):
+        same = torch.equal(getattr(features, name)[0], getattr(other, name)[0])
+        assert same == (name == modality)
+        assert torch.equal(getattr(features, name)[0], getattr(clean, name)[0]) != (name == modality)
+
+
+@torch.no_grad()
+def test_branches_fused_by_hand_are_the_fused_features(model):
+    rgb, thermal = model.branch("rgb", image()), model.branch("thermal", image())
+    for ours, theirs in zip(model.fuse(rgb, thermal), model.features(image()).fused, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_fusion_passes_a_gradient_to_both_modalities(fusion):
+    model, pixels = tiny(fusion=fusion), image().requires_grad_()
+    prediction = model(pixels)
+    (prediction.mask_logits[-1].square().sum() + prediction.class_logits[-1].square().sum()).backward()
+    assert (pixels.grad.abs().sum((0, 2, 3)) > 0).all()
+
+
+def test_batch_norm_is_updated_by_the_fused_path_alone():
+    model = tiny()
+    model.head(model.branch("rgb", image()))
+    assert model.backbone.fusion_norms[0].num_batches_tracked == 0
+    model(image())
+    assert model.backbone.fusion_norms[0].num_batches_tracked == 1
+
+
+def count(model: Segmenter) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("share_from", range(5))
+def test_shared_stages_are_the_same_parameters_and_the_rest_is_not(share_from):
+    model = tiny(share_from=share_from)
+    rgb, thermal = model.backbone.rgb, model.backbone.thermal
+    same = [a is b for a, b in zip(rgb.stages, thermal.stages, strict=True)]
+    assert same == [stage >= share_from for stage in range(4)]
+    assert rgb.norms[0] is not thermal.norms[0]
+
+
+@pytest.mark.parametrize(("share_from", "millions"), [(0, 47.41), (2, 48.90), (4, 74.92)])
+def test_swin_tiny_has_as_many_parameters_as_the_released_one(share_from, millions):
+    with torch.device("meta"):
+        model = build_segmenter(Model(share_from=share_from), num_classes=9)
+    assert count(model) / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+def test_an_unknown_fusion_names_those_that_exist():
+    with pytest.raises(ValueError, match="no fusion 'mean'"):
+        tiny(fusion="mean")
+
+
+def test_the_shift_mask_separates_what_the_roll_brought_together():
+    mask = shift_mask(4, 4, 2, 1, torch.device("cpu"))[:, 0]
+    assert (mask[0] == 0).all()
+    assert mask[3].isinf().sum() == 12  # the last window joins four corners: every token sees itself alone
+    assert (mask.diagonal(dim1=1, dim2=2) == 0).all()
+
+
+def test_a_query_whose_mask_is_empty_looks_everywhere():
+    features = torch.tensor([[[1.0, -1.0]]])
+    allowed = attention_mask(torch.tensor([[[1.0]]]), features)
+    assert allowed.flatten().tolist() == [True, False]
+    assert attention_mask(torch.tensor([[[1.0]]]), -features.abs()).all()
+
+
+def test_deformable_sampling_without_offsets_reads_the_own_cell():
+    value = torch.randn(2, 4 + 4 + 4, 1, 3)
+    weights = torch.zeros(2, 12, 1, 3, 4)
+    for level in range(3):
+        weights[:, 4 * level : 4 * level + 4, :, level, 0] = 1
+    sampled = deformable_sample(value, torch.zeros(2, 12, 1, 3, 4, 2), weights.flatten(3), ((2, 2),) * 3)
+    torch.testing.assert_close(sampled, value.flatten(2))
+
+
+def test_the_pixel_decoder_stays_in_float32_under_autocast(model):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        features, levels = model.pixel_decoder(model.features(image()).fused)
+    assert {tensor.dtype for tensor in (features, *levels)} == {torch.float32}
+
+
+def test_masks_cached_in_evaluation_serve_in_training():
+    model = tiny()
+    with torch.inference_mode():
+        model(image(96, 32))
+    model(image(96, 32)).mask_logits.sum().backward()

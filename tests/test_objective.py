@@ -1,0 +1,277 @@
+from dataclasses import replace
+from itertools import permutations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from crm.config import Loss, Model
+from crm.losses import class_loss, dice_loss, mask_loss, self_distillation
+from crm.matching import assign
+from crm.model.query_decoder import Prediction
+from crm.model.segmenter import Segmenter, build_segmenter
+from crm.objective import make_targets, needed_passes, objective, set_losses
+from crm.points import OUTSIDE, PADDED, Plan, RandomPoints, ReleasedPoints, class_shares, label_corners, sample_maps
+
+IGNORE = 255
+LOSS = Loss(points=60)
+OFF = {"fused": 0.0, "rgb": 0.0, "thermal": 0.0, "masked": 0.0, "complementary": 0.0, "non_local": 0.0}
+TERMS = list(OFF)
+
+
+@pytest.fixture(scope="module")
+def model() -> Segmenter:
+    torch.manual_seed(0)
+    part = Model(
+        embed=8, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), drop_path=0.0, width=32, queries=6, encoder_layers=1,
+        encoder_ffn=16, decoder_layers=2, decoder_ffn=16, decoder_heads=4,
+    )  # fmt: skip
+    return build_segmenter(part, num_classes=4)
+
+
+def random(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+IMAGE = torch.randn(3, 4, 32, 64, generator=random())
+HIDDEN = torch.rand(3, 2, 8, 16, generator=random(1)) < 0.5
+LABELS = torch.randint(0, 4, (3, 4, 8), generator=random(2), dtype=torch.uint8)
+LABELS = LABELS.repeat_interleave(8, 1).repeat_interleave(8, 2)
+TARGETS = make_targets(LABELS, 4, IGNORE)
+
+
+def run(model, loss=LOSS, targets=TARGETS, head_passes="batched", points=None, **more):
+    points = points or ReleasedPoints(random(3))
+    return objective(model, IMAGE, HIDDEN, targets, loss, points, head_passes, **more)
+
+
+def gradients(model, losses) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    losses.total.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def prediction(batch: int, outputs: int = 2, seed: int = 5) -> Prediction:
+    classes = torch.randn(outputs, batch, 6, 5, generator=random(seed))
+    return Prediction(classes, torch.randn(outputs, batch, 6, 8, 16, generator=random(seed + 1)))
+
+
+def test_batched_and_streamed_passes_give_the_same_losses_gradients_and_statistics(model):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    results = []
+    for head_passes in ("batched", "streamed"):
+        model.load_state_dict(before)
+        losses = run(model, head_passes=head_passes)
+        results.append((losses, gradients(model, losses), {n: b.clone() for n, b in model.named_buffers()}))
+    (batched, ours, buffers), (streamed, theirs, other) = results
+    assert list(batched.terms) == list(streamed.terms) == TERMS
+    for name in TERMS:
+        torch.testing.assert_close(batched.terms[name], streamed.terms[name], rtol=1e-5, atol=1e-6)
+    assert ours.keys() == theirs.keys() == dict(model.named_parameters()).keys()
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[name], rtol=1e-2, atol=1e-4)
+    for name, buffer in buffers.items():
+        torch.testing.assert_close(buffer, other[name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_total_is_the_sum_of_the_terms_and_details_add_up_to_theirs(model):
+    losses = run(model, replace(LOSS, rgb=0.5))
+    torch.testing.assert_close(losses.total, sum(losses.terms.values()))
+    for name in ("fused", "rgb", "thermal", "masked"):
+        parts = [losses.details[f"{name}/{part}"] for part in ("class", "mask", "dice")]
+        torch.testing.assert_close(sum(parts), losses.terms[name].detach())
+
+
+def test_a_weight_scales_its_term_alone(model):
+    full, half = run(model), run(model, replace(LOSS, masked=0.5, non_local=2.0))
+    factors = {"masked": 0.5, "non_local": 2.0}
+    for name in TERMS:
+        torch.testing.assert_close(half.terms[name], factors.get(name, 1.0) * full.terms[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("weights", "branches", "heads", "passes"),
+    [
+        ({"fused": 1.0}, 2, 1, ["fused"]),
+        ({"masked": 1.0}, 2, 1, ["masked"]),
+        ({"rgb": 1.0}, 1, 1, ["rgb"]),
+        ({"fused": 1.0, "rgb": 1.0, "thermal": 1.0}, 2, 3, ["fused", "rgb", "thermal"]),
+        ({"fused": 1.0, "complementary": 1.0}, 4, 2, ["fused", "masked"]),
+        ({"fused": 1.0, "non_local": 1.0}, 4, 3, ["fused", "rgb_masked", "thermal_masked"]),
+        (dict.fromkeys(TERMS, 1.0), 4, 6, ["fused", "rgb", "thermal", "masked", "rgb_masked", "thermal_masked"]),
+    ],
+)
+def test_terms_of_weight_0_cost_no_pass(model, monkeypatch, weights, branches, heads, passes):
+    loss = replace(LOSS, **{**OFF, **weights})
+    assert list(needed_passes(loss)) == passes
+    calls = {"branch": 0, "head": 0}
+    for name in calls:
+        original = getattr(model, name)
+
+        def counted(*args, name=name, original=original, **kwargs):
+            calls[name] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(model, name, counted)
+    losses = run(model, loss, head_passes="streamed")
+    assert calls == {"branch": branches, "head": heads}
+    assert set(losses.terms) == set(weights)
+
+
+def test_the_teacher_gets_no_gradient():
+    teacher, student = torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 3, 4, requires_grad=True)
+    loss = self_distillation(teacher, student)
+    loss.backward()
+    assert teacher.grad is None
+    torch.testing.assert_close(loss, (teacher - student).abs().mean())
+
+
+def test_a_masked_term_without_a_masked_input_is_refused(model):
+    with pytest.raises(ValueError, match="hidden is None"):
+        objective(model, IMAGE, None, TARGETS, LOSS, RandomPoints(random()))
+
+
+def test_the_total_is_finite_when_nothing_is_labelled(model):
+    nothing = make_targets(torch.full_like(LABELS, IGNORE), 4, IGNORE)
+    assert nothing.num_masks == 0
+    losses = run(model, targets=nothing, points=RandomPoints(random()))
+    assert losses.total.isfinite()
+    assert all(gradient.isfinite().all() for gradient in gradients(model, losses).values())
+
+
+def test_one_image_of_the_batch_may_have_no_class(model):
+    labels = LABELS.clone()
+    labels[1] = IGNORE
+    for counted in (False, True):
+        assert run(model, replace(LOSS, count_ignored=counted), make_targets(labels, 4, IGNORE)).total.isfinite()
+
+
+@pytest.mark.parametrize("what", ["count_ignored", "count_padding"])
+def test_pixels_that_do_not_count_do_not_influence_the_loss(what):
+    if what == "count_ignored":
+        labels = LABELS.clone()
+        labels[:, :, 32:] = IGNORE
+        targets = make_targets(labels, 4, IGNORE)
+    else:
+        targets = make_targets(LABELS[:, :, :32], 4, IGNORE, padded=(32, 64))
+    first = prediction(batch=3)
+    masks = first.mask_logits.clone()
+    masks[..., 9:] += 3.0  # column 8 may be read together with column 7, which counts
+    differ = {}
+    for counted in (False, True):
+        loss = replace(LOSS, points=400, **{what: counted})
+        ours, other = (
+            set_losses(each, ["fused"], targets, loss, ReleasedPoints(random()))
+            for each in (first, Prediction(first.class_logits, masks))
+        )
+        parts = zip((ours.costs, ours.masks, ours.dice), (other.costs, other.masks, other.dice), strict=True)
+        differ[counted] = [not torch.allclose(a, b, atol=1e-6) for a, b in parts]
+    assert differ == {False: [False] * 3, True: [True] * 3}
+
+
+def test_what_counts_is_all_there_is_without_padded_or_ignored_pixels():
+    either = [
+        set_losses(
+            prediction(3), ["fused"], TARGETS, replace(LOSS, count_padding=flag, count_ignored=flag),
+            ReleasedPoints(random()),
+        )
+        for flag in (False, True)
+    ]  # fmt: skip
+    assert torch.equal(either[0].masks, either[1].masks)
+
+
+def test_num_masks_replaces_the_number_that_divides():
+    given = set_losses(prediction(3), ["fused"], TARGETS, LOSS, ReleasedPoints(random()), 2.0 * TARGETS.num_masks)
+    own = set_losses(prediction(3), ["fused"], TARGETS, LOSS, ReleasedPoints(random()))
+    torch.testing.assert_close(2 * given.masks, own.masks)
+    torch.testing.assert_close(2 * given.dice, own.dice)
+    torch.testing.assert_close(given.classes, own.classes)
+
+
+def test_the_assignment_is_the_cheapest_of_all():
+    costs = torch.randn(20, 5, 3, generator=random())
+    present = [[1, 4, 7][: row % 4] for row in range(20)]
+    pairs = assign(costs, present)
+    for row, classes in enumerate(present):
+        own = pairs.row == row
+        assert sorted(pairs.category[own].tolist()) == classes
+        columns = [classes.index(category) for category in pairs.category[own].tolist()]
+        found = costs[row, pairs.query[own], columns].sum().item()
+        choices = permutations(range(5), len(classes))
+        best = min(sum(costs[row, q, c].item() for c, q in enumerate(choice)) for choice in choices)
+        assert found == pytest.approx(best, abs=1e-5)
+
+
+def test_more_classes_than_queries_leave_some_unmatched():
+    pairs = assign(torch.randn(1, 2, 3), [[0, 1, 2]])
+    assert pairs.query.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_costs_that_are_not_finite_say_so(value):
+    costs = torch.zeros(3, 2, 2)
+    costs[1, 0, 0] = value
+    with pytest.raises(ValueError, match="1 of 3 decoder outputs are not finite"):
+        assign(costs, [[0, 1]] * 3)
+
+
+def test_labels_read_at_points_equal_masks_sampled_there():
+    labels = torch.randint(0, 3, (2, 6, 9), generator=random(), dtype=torch.uint8)
+    points = torch.cat([torch.rand(2, 200, 2, generator=random()), torch.tensor([[[0.0, 0.0], [1.0, 1.0]]] * 2)], dim=1)
+    targets = make_targets(labels, 3, IGNORE)
+    shares = class_shares(label_corners(targets.labels, torch.arange(2), points), torch.arange(3).expand(2, -1))
+    masks = F.one_hot(labels.long(), 3).permute(0, 3, 1, 2).float()
+    torch.testing.assert_close(shares, sample_maps(masks, points), rtol=0, atol=1e-5)
+
+
+def test_targets_know_the_classes_the_padding_and_what_is_ignored():
+    labels = torch.tensor([[[0, 2], [7, 2]], [[1, 1], [1, 1]]], dtype=torch.uint8)
+    targets = make_targets(labels, 3, 7, padded=(2, 3), valid=[(2, 2), (1, 2)])
+    assert targets.classes == ((0, 2), (1,))
+    assert (targets.num_masks, targets.ignored, targets.padded) == (3, True, True)
+    assert (targets.labels[:, 0] == OUTSIDE).all()
+    assert (targets.labels[1, 2, 1:4] == PADDED).all()
+
+
+def test_an_impossible_label_is_refused():
+    with pytest.raises(ValueError, match=r"labels contain \[5\]; classes are 0 to 2, ignored is 255"):
+        make_targets(torch.full((1, 2, 2), 5, dtype=torch.uint8), 3, IGNORE)
+
+
+def test_random_points_repeat_under_a_seed_and_fill_the_image():
+    plan = Plan(["fused"], 2, [3, 4], match=50, candidates=300, extra=10, device=torch.device("cpu"))
+    first, again = (RandomPoints(random(7))(plan) for _ in range(2))
+    assert torch.equal(first.match(slice(0, 4)), again.match(slice(0, 4)))
+    candidates, extra = first.loss(slice(0, 14))
+    assert candidates.shape == (14, 300, 2)
+    assert extra.shape == (14, 10, 2)
+    assert (candidates >= 0).all()
+    assert (candidates < 1).all()
+    counts = torch.histc(candidates[..., 0], bins=4, min=0, max=1)
+    assert (counts / counts.sum() - 0.25).abs().max() < 0.03
+
+
+def test_released_points_are_drawn_output_by_output_the_last_first():
+    plan = Plan(["fused", "rgb"], 2, [1, 2], match=2, candidates=4, extra=1, device=torch.device("cpu"))
+    draw, stream = ReleasedPoints(random())(plan), random()
+    last = [torch.rand(1, 2, 2, generator=stream) for _ in range(2)]
+    tried = torch.rand(3, 4, 2, generator=stream)
+    rows = draw.match(slice(0, plan.rows))
+    assert torch.equal(rows[[1, 3]], torch.cat(last))  # rows: image 0 output 0, image 0 output 1, image 1 ...
+    assert torch.equal(draw.loss(slice(0, 12))[0][[1, 4, 5]], tried)
+
+
+def test_class_loss_is_the_weighted_mean_of_pytorch():
+    logits, target = torch.randn(2, 6, 5, generator=random()), torch.tensor([[0, 4, 4, 4, 1, 4], [4, 4, 2, 4, 4, 4]])
+    weight = torch.tensor([1, 1, 1, 1, 0.1])
+    expected = F.cross_entropy(logits.flatten(0, 1), target.flatten(), weight)
+    torch.testing.assert_close(class_loss(logits, target, 0.1), expected)
+
+
+def test_mask_losses_with_full_weight_equal_those_without():
+    values, target = torch.randn(3, 20), (torch.rand(3, 20) < 0.5).float()
+    expected = F.binary_cross_entropy_with_logits(values, target, reduction="none").mean(1)
+    torch.testing.assert_close(mask_loss(values, target, None), expected)
+    for each in (mask_loss, dice_loss):
+        torch.testing.assert_close(each(values, target, None), each(values, target, torch.ones(3, 20)))
+    assert (dice_loss(100 * (2 * target - 1), target, None) < 1e-6).all()
