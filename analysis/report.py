@@ -147,7 +147,7 @@ def _leader(study: Study, compare: Comparison, ranking: Ranking, where: str) -> 
         return [f"“{best}” leads with {kept}, but shares no finished seed with the baseline."]
     lead = (
         f"“{best}” keeps {percent(mean[best])}\u00a0% mIoU {where}, the baseline “{reference}” "
-        f"{percent(mean[reference])}\u00a0%: {signed(gain.mean)} points."
+        f"{percent(mean[reference])}\u00a0%: {signed(gain.mean)} points at equal seed."
     )
     verdict = {
         "gain": "",
@@ -282,10 +282,10 @@ def _method(study: Study) -> list[tuple[str, str]]:
                    f"{len(meta['classes'])} classes ({', '.join(meta['classes'])}); a class in neither labels nor "
                    f"predictions is left out{'; ' + ignored if ignored else ''}; one scale, no flip"),
         ("Intervals", f"95 %, percentile bootstrap with {tables.DRAWS} draws: seeds with replacement, and test images "
-                      "with replacement, the same images for both networks. A class that a draw of images lacks is left out "
-                      "for both. With three seeds or fewer such intervals are rather too narrow than too wide"),
+                      "with replacement, the same images for both networks. A class that a draw of images lacks is "
+                      "left out for both. With three seeds or fewer such intervals are rather too narrow than too wide"),
         ("Budget", f"{study.cells[0].config.steps} steps of {study.cells[0].config.batch} images"
-                   + (f"; varied on purpose: {', '.join(sweep.budget)}" if sweep.budget else ", equal for all variants")),
+                   + (f"; varied on purpose: {', '.join(sweep.budget)}" if sweep.budget else ", equal for all")),
         ("Training cost", "mean seconds per training step as the runs recorded them; runs that shared a machine slowed "
                           "each other down"),
     ]  # fmt: skip

@@ -65,7 +65,7 @@ def assign(costs: Float[Tensor, "r q t"], classes: Sequence[Sequence[int]]) -> P
     table = costs.cpu().numpy()
     if not np.isfinite(table).all():
         broken = int((~np.isfinite(table).all(axis=(1, 2))).sum())
-        raise ValueError(
+        raise FloatingPointError(
             f"matching costs of {broken} of {len(table)} decoder outputs are not finite: "
             "the class or mask logits are nan or inf, so training has diverged"
         )

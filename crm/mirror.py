@@ -65,8 +65,9 @@ def start(runs: Path, name: str, sweep: Sweep, cells: Sequence[Cell]) -> "Mirror
     """The mirror of these runs, at work in a process and a session of its own, so that Ctrl-C does not reach it."""
     write_cells(runs, name, sweep, cells)
     command = [sys.executable, "-m", "crm.mirror", name, "--runs", str(runs.absolute())]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return Mirror(runs, subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, **quiet))
+    nowhere = subprocess.DEVNULL
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, start_new_session=True)
+    return Mirror(runs, process)
 
 
 @dataclass(frozen=True)
@@ -538,7 +539,7 @@ def _until_input_ends(pause: float) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m crm.mirror", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m crm.mirror", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("name", help="a sweep that `crm sweep` has begun in the runs folder")
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--uri", help="default: MLFLOW_TRACKING_URI, or mlflow.db in the runs folder")

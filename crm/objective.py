@@ -42,7 +42,7 @@ HeadPasses = Literal["batched", "streamed"]
 class Targets:
     """Label maps with a border of one pixel, and the classes of each image, ascending."""
 
-    labels: UInt8[Tensor, "b h w"]  # a class, or IGNORED, PADDED, OUTSIDE (the border)
+    labels: UInt8[Tensor, "b h w"]  # a class, IGNORED or PADDED; in the border OUTSIDE instead of a class
     classes: tuple[tuple[int, ...], ...]
     ignored: bool  # there are such pixels
     padded: bool
@@ -75,7 +75,10 @@ def make_targets(
         coded[image, rows:] = PADDED
         coded[image, :, columns:] = PADDED
     bottom, right = (0, 0) if padded is None else (padded[0] - height, padded[1] - width)
-    coded = F.pad(F.pad(coded, (0, right, 0, bottom), value=PADDED), (1, 1, 1, 1), value=OUTSIDE)
+    coded = F.pad(F.pad(coded, (0, right, 0, bottom), value=PADDED), (1, 1, 1, 1))
+    for border, inside in ((0, 1), (-1, -2)):  # beyond an ignored or padded pixel is more of the same
+        coded[:, border] = coded[:, inside].clamp(min=OUTSIDE)
+        coded[:, :, border] = coded[:, :, inside].clamp(min=OUTSIDE)
     offset = 256 * torch.arange(b, device=labels.device)[:, None]
     counts = torch.bincount((coded.flatten(1).long() + offset).flatten(), minlength=256 * b).view(b, 256).cpu()
     if wrong := counts[:, num_classes:OUTSIDE].any(0).nonzero().flatten().tolist():

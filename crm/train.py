@@ -87,7 +87,10 @@ def train(config: Config, machine: Machine, claim: Claim, stop: Stop, tell: Tell
         began = time.monotonic()
         model.train()
         batch = _batch(config, train_split, step)
-        losses, hidden = _losses(config, machine, model, batch, spec, step)
+        try:
+            losses, hidden = _losses(config, machine, model, batch, spec, step)
+        except FloatingPointError as error:  # the matching meets nan before the loss does
+            raise RunFailed(f"step {step}: {error}") from error
         gradient = _descend(config, model, optimizer, losses, step)
         done = step + 1
         watch.stepped(done, losses, gradient, optimizer, hidden, time.monotonic() - began)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from analysis_fixture import Invented, evaluated, fabricate, trained
 from scipy import stats as scipy_stats
 
 from analysis import figures, report, tables
@@ -21,6 +20,7 @@ from crm.conditions import MISSING, SUITES
 from crm.confusion import miou
 from crm.sweep import Sweep
 from experiments.synthetic_small import config
+from tests.analysis_fixture import Invented, evaluated, fabricate, trained
 
 ROOT = Path(__file__).parent.parent
 SMALL = replace(config, data=replace(config.data, size=(48, 64), crop=(48, 64), test_images=8))

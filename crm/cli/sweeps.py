@@ -225,12 +225,13 @@ def run_cells(
     """Runs what is left and returns the failures, label -> reason; mirrors the runs meanwhile."""
     from crm.cli.progress import Board
     from crm.local import Queue, run_inline, run_local
+    from crm.mirror import start as start_mirror
     from crm.records import open_run
 
     for cell in cells:
         open_run(machine.runs, cell.config)  # refuses moved defaults before anything starts
     queue = Queue(cells=cells, machine=machine, selection=found.selection, conditions=found.conditions, workers=workers)
-    mirror = _start_mirror(name, found, cells, machine.runs) if track else None
+    mirror = start_mirror(machine.runs, name, found, cells) if track else None
     try:
         with Board(quiet) as board:
             outcome = (run_local if cluster == "local" else run_inline)(queue, board.show)

@@ -23,7 +23,7 @@ DIVISOR = 32  # padded sides are multiples of it: the backbone's total stride
 
 Image = UInt8[Tensor, "4 h w"]
 Label = UInt8[Tensor, "h w"]
-Pair = tuple[UInt8[Tensor, "4 _ _"], UInt8[Tensor, "_ _"]]  # of a size of its own
+Pair = tuple[UInt8[Tensor, "4 _ _"] | Float[Tensor, "4 _ _"], UInt8[Tensor, "_ _"]]  # grey levels; of a size of its own
 
 
 def augment(frame: Frame, data: Data, generator: Generator) -> tuple[Image, Label]:
@@ -106,7 +106,7 @@ def collate(pairs: Sequence[Pair], spec: DatasetSpec) -> "Batch":
     images = torch.zeros(len(pairs), 4, height, width)
     labels = torch.full((len(pairs), height, width), spec.ignore_index, dtype=torch.uint8)
     for i, ((image, label), (h, w)) in enumerate(zip(pairs, sizes, strict=True)):
-        torch.div(image.to(torch.float32).sub_(mean), std, out=images[i, :, :h, :w])
+        torch.div(image.to(torch.float32).sub(mean), std, out=images[i, :, :h, :w])
         labels[i, :h, :w] = label
     return Batch(image=images, label=labels, valid=sizes)
 
