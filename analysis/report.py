@@ -283,7 +283,7 @@ def _method(study: Study) -> list[tuple[str, str]]:
                    f"predictions is left out{'; ' + ignored if ignored else ''}; one scale, no flip"),
         ("Intervals", f"95 %, percentile bootstrap with {tables.DRAWS} draws: seeds with replacement, and test images "
                       "with replacement, the same images for both networks. A class that a draw of images lacks is "
-                      "left out for both. With three seeds or fewer such intervals are rather too narrow than too wide"),
+                      "left out for both. With three seeds or fewer they are rather too narrow than too wide"),
         ("Budget", f"{study.cells[0].config.steps} steps of {study.cells[0].config.batch} images"
                    + (f"; varied on purpose: {', '.join(sweep.budget)}" if sweep.budget else ", equal for all")),
         ("Training cost", "mean seconds per training step as the runs recorded them; runs that shared a machine slowed "

@@ -37,7 +37,7 @@ from uuid import uuid4
 
 import psutil
 
-from crm.records import _lines, alive, read_json, write_json
+from crm.records import alive, raw_lines, read_json, write_json
 from crm.sweep import Cell, Sweep
 
 EXPERIMENT = "crm"
@@ -200,7 +200,7 @@ def first_lines(folder: Path) -> list[dict[str, Any]]:
     `crm.records.journal` keeps the last instead. The first never changes, which is what makes sending again harmless.
     """
     lines: dict[Any, dict[str, Any]] = {}
-    for number, line in enumerate(_lines(folder / "journal.jsonl")):
+    for number, line in enumerate(raw_lines(folder / "journal.jsonl")):
         if line["event"] in ("train", "val"):
             key = (line["event"], line["step"])
         elif line["event"] == "evaluate":

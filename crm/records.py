@@ -11,6 +11,7 @@
               log.txt            what the attempts printed
               checkpoints/       last.safetensors, last.previous.safetensors, val_best.safetensors
               result.json        its existence means: trained
+              mirror.json        what `crm.mirror` has sent to MLflow
               evals/<selection>/<condition>.npz   per-image confusion matrices; its existence means: evaluated
 
 Torch-free; numpy is loaded only by whoever reads confusion matrices.
@@ -167,16 +168,17 @@ def journal(folder: Path) -> list[dict[str, Any]]:
 
     Lines torn by a kill are left out.
     """
-    lines: dict[Any, dict[str, Any]] = {}
-    for number, line in enumerate(_lines(folder / "journal.jsonl")):
+    kept: dict[Any, dict[str, Any]] = {}
+    for number, line in enumerate(raw_lines(folder / "journal.jsonl")):
         redone = line["event"] in ("train", "val")
         key = (line["event"], line["step"]) if redone else number
-        lines.pop(key, None)
-        lines[key] = line
-    return list(lines.values())
+        kept.pop(key, None)
+        kept[key] = line
+    return list(kept.values())
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def raw_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a journal file as they were written, redone steps included."""
     if not path.exists():
         return
     for line in path.read_bytes().split(b"\n"):
