@@ -12,7 +12,7 @@ from crm.names import chosen, unknown
 # kind -> what it does to one modality, and what its severity means
 DEGRADATIONS = {
     "clean": "the modality as recorded",
-    "missing_mean": "every pixel is the data set's mean (0 after normalisation); the usual reading of a missing modality",
+    "missing_mean": "every pixel is the data set's mean (0 after normalisation); the usual meaning of missing",
     "missing_zero": "every raw pixel is 0 (a black image)",
     "missing_token": "every token is the branch's learned mask token; needs a run trained with masks",
     "missing_route": "the other branch's features go to the head alone, around fusion and its BatchNorm",

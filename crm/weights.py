@@ -53,8 +53,7 @@ def released_name(name: str) -> str | None:
 
 def load_released(model: Segmenter, state_dict: Mapping[str, Tensor]) -> None:
     """Fills `model` with released weights, with or without the prefix `network.`; refuses any gap or surplus."""
-    renamed = {released_name(name): tensor for name, tensor in state_dict.items()}
-    renamed.pop(None, None)
+    renamed = {new: tensor for name, tensor in state_dict.items() if (new := released_name(name)) is not None}
     own = model.state_dict()
     skipped = {name for name in own if re.search(UNUSED, name)}
     missing = sorted(own.keys() - renamed.keys() - skipped)

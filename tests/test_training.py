@@ -110,7 +110,7 @@ def test_terms_are_named_when_the_loss_itself_overflows(tmp_path):
     folder = open_run(tmp_path, config)
     mine = claim(folder, "t")
     assert mine is not None
-    with pytest.raises(RunFailed, match="the loss is not finite at step 0: fused .*, complementary inf"):
+    with pytest.raises(RunFailed, match=r"the loss is not finite at step 0: fused .*, complementary inf"):
         train(config, machine(tmp_path), mine, never, lambda progress: None)
 
 
