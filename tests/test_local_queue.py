@@ -91,6 +91,39 @@ def test_status_shows_every_cell_as_text_and_as_json(undisturbed):
     assert {line["variant"] for line in lines} == {"plain fusion", "modality dropout", "CRM"}
 
 
+def test_the_next_call_mirrors_what_is_finished_into_mlflow(undisturbed):
+    arguments = [argument for argument in SWEEP if argument != "--no-track"]
+    again = crm(*arguments, home=undisturbed)
+    assert again.returncode == 3, again.stdout + again.stderr
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{undisturbed / 'runs' / 'mlflow.db'}")
+    found = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    children = [run for run in found if "mlflow.parentRunId" in run.data.tags]
+    assert len(found) == 10
+    assert {run.data.tags["crm.run_id"] for run in children} == set(results(undisturbed))
+    assert {run.info.status for run in children} == {"FINISHED"}
+    one = children[0]
+    journal = read_json(undisturbed / "runs" / one.data.tags["crm.run_id"] / "result.json")
+    assert one.data.metrics["val/miou"] == journal["miou"]
+
+
+def test_the_report_is_written_from_what_is_finished(undisturbed):
+    done = crm("report", "demo", *SWEEP[4:], home=undisturbed)
+    assert done.returncode == 0, done.stderr
+    assert "| CRM" in done.stdout
+    page = undisturbed / "reports/demo/index.html"
+    assert str(page) in done.stdout
+    assert page.stat().st_size > 50_000
+
+
+def test_the_demo_runs_on_real_frames(real_data, tmp_path):
+    sets = [*TINY_SETS, "--set", "steps=2", "--set", "val_every=2"]
+    done = crm("sweep", "demo_real", "--yes", "--no-track", "--report", "--data", str(real_data), *sets, home=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "reports/demo_real/index.html").exists()
+
+
 def test_a_killed_sweep_loses_nothing_and_ends_with_the_same_numbers(undisturbed, tmp_path):
     process = start(tmp_path)
     until(lambda: len(list(tmp_path.glob("runs/*/result.json"))) >= 2, process)

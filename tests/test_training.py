@@ -61,7 +61,7 @@ def test_a_finished_run_has_result_checkpoints_provenance_and_evaluations(traine
 
 def test_evaluations_hold_every_test_image_once_with_its_pixels(trained):
     stored = load_evaluation(evaluation(trained, "last", Condition()), predictions=True)
-    assert stored.confusion.shape == (3, 7, 7)
+    assert stored.confusion.shape == (3, 6, 6)
     assert (stored.confusion.sum(axis=(1, 2)) == 64 * 96).all()
     assert len(set(stored.names)) == 3
     assert stored.predictions is not None

@@ -1,5 +1,6 @@
 """Looking around: what there is, what this machine has, what a data set looks like."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -50,15 +51,18 @@ def doctor(runs: Runs = None, data: Data = None, json: Json = False) -> None:
 
     from crm.doctor import diagnose
 
-    checks = diagnose(options.runs_folder(runs), options.data_folder(data))
+    checks = diagnose(options.runs_folder(runs), options.data_folder(data), os.environ.get("MLFLOW_TRACKING_URI"))
+    lacking = [check for check in checks if check.needed and check.status == "missing"]
     if json:
         options.echo_json([asdict(check) for check in checks])
-        return
+        raise typer.Exit(1 if lacking else 0)
     width = max(len(check.name) for check in checks)
     for check in checks:
         typer.echo(f"{check.status:7}  {check.name.ljust(width)}  {check.found}")
         if check.remedy:
             typer.echo(f"{'':7}  {'':{width}}  -> {check.remedy}")
+    if lacking:
+        raise typer.Exit(1)
 
 
 def show(

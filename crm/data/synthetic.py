@@ -2,8 +2,8 @@
 
 A scene is a function of (seed, split, index); its layout does not know the picture's size, so one scene can be had
 small for training and large for looking at. RGB carries colour and texture and fails at night and in glare; thermal
-carries temperature and fails at thermal crossover, when things are as warm as what surrounds them. Cars, people and
-bikes show in both. Cones are plastic at the temperature of the air and show in RGB only; vents are hot and painted like
+carries temperature and fails at thermal crossover, when things are as warm as what surrounds them. Cars and
+people show in both. Cones are plastic at the temperature of the air and show in RGB only; vents are hot and painted like
 what they lie in, so they show in thermal only.
 
 Everything is exact arithmetic (+ - * / floor, integers from numpy's PCG64), without sin, exp or normal deviates, whose
@@ -24,9 +24,9 @@ from crm.data.frames import Frame
 VERSION = 1  # raised whenever a pixel of any scene changes; part of the data manifest
 SMALLEST = (48, 64)  # height, width below which objects would vanish
 
-TROUBLES = ("", "glare", "", "crossover", "")  # of day scenes, in turn, so that every few frames hold all of them
+TROUBLES = ("", "crossover", "glare", "", "crossover")  # of day scenes, in turn, so that every few frames hold all of them
 
-BACKGROUND, ROAD, CAR, PERSON, BIKE, CONE, VENT = range(7)
+BACKGROUND, ROAD, CAR, PERSON, CONE, VENT = range(6)
 
 EYE = 1.4  # height of the camera above the road, metres
 FOCAL = 1.2  # focal length in picture heights: distance in metres = EYE * FOCAL / d
@@ -94,7 +94,7 @@ class Plan:
 
     night: bool
     glare: bool  # day: a low sun near the vanishing point blinds the RGB camera
-    crossover: bool  # day: people, cars and bikes are about as warm as the street
+    crossover: bool  # day: people and cars are about as warm as the street
     horizon: float  # y
     vanishing: float  # x
     bend: float  # how far the road's far end swings sideways, picture widths
@@ -134,8 +134,6 @@ def _plan(rng: np.random.Generator, night: bool, trouble: str) -> Plan:
         somewhere("person", 0.18, 0.36, 0.4)
     if rng.random() < 0.4:
         somewhere("person", 0.12, 0.2, 0.4)
-    if rng.random() < 0.75:
-        somewhere("bike", 0.22, 0.4, 0.9)
     if rng.random() < 0.85:
         for _ in range(2 + int(rng.integers(3))):
             d = between(0.2, 0.48)
@@ -790,26 +788,6 @@ def _person(spot: _Spot, t: tuple[float, ...]) -> None:
     disc(lean, head - 0.015, 0.105, 0.118, skin, hot)
 
 
-def _bike(spot: _Spot, t: tuple[float, ...]) -> None:
-    """A parked motor scooter from the side, its engine still warm."""
-    quad, disc, warm = spot.quad, spot.disc, spot.canvas.warm
-    colour = _pick(PAINTS, t[0])
-    spot.facing = 1.0 if t[1] < 0.5 else -1.0
-    body, engine, black = warm(0.12), warm(0.36 + 0.12 * t[2]), (0.10, 0.10, 0.10)
-
-    spot.shadow(0.95, 0.5)
-    for x in (-0.62, 0.62):
-        disc(x, 0.28, 0.29, 0.28, (0.06, 0.06, 0.06), warm(0.18))
-        disc(x, 0.28, 0.13, 0.125, (0.55, 0.56, 0.58), warm(0.14))
-    quad((-0.8, 0.5), (0.02, 0.2), (-0.02, 0.72), (-0.8, 0.78), colour, body)
-    quad((-0.1, 0.18), (0.5, 0.18), (0.5, 0.32), (-0.1, 0.36), _times(colour, 0.8), body)
-    quad((0.4, 0.2), (0.58, 0.3), (0.5, 1.0), (0.34, 0.98), colour, body)
-    quad((0.2, 1.04), (0.6, 0.94), (0.6, 1.04), (0.22, 1.12), black, body)
-    quad((-0.82, 0.76), (0.0, 0.70), (0.0, 0.82), (-0.8, 0.9), black, warm(0.16))
-    disc(-0.38, 0.36, 0.26, 0.15, (0.30, 0.30, 0.32), engine)
-    disc(0.56, 0.88, 0.08, 0.09, (0.9, 0.88, 0.75), body)
-
-
 def _cone(spot: _Spot, t: tuple[float, ...]) -> None:
     """In RGB only: thin plastic at the temperature of the air, through which the thermal camera sees the rest."""
     orange: Colour = (0.96, 0.36 + 0.1 * t[0], 0.05)
@@ -860,7 +838,6 @@ DRAW = {
     "oncoming": (_oncoming, CAR),
     "parked": (_parked, CAR),
     "person": (_person, PERSON),
-    "bike": (_bike, BIKE),
     "cone": (_cone, CONE),
     "tree": (_tree, BACKGROUND),
     "lamp": (_lamp, BACKGROUND),
