@@ -12,5 +12,8 @@ from crm.config import Data
 from experiments.synthetic_small import config as small
 
 config = replace(
-    small, data=Data(dataset="mf", size=(120, 160), crop=(96, 128), scale=(0.8, 1.4)), steps=200, val_every=100
+    small,
+    data=Data(dataset="mf", size=(120, 160), crop=(96, 128), scale=(0.8, 1.4), jitter=1.0),
+    steps=200,
+    val_every=100,
 )

@@ -2,14 +2,14 @@
 
     crm train synthetic_small
 
-Two CPU threads train it in about a minute and a half. It is trained from scratch, so the learning rate is higher than
-the published one and the same for backbones and head.
+It is trained from scratch, so the learning rate is higher than the published one and the same for backbones and head;
+one block per Swin stage and few points keep a step cheap on one thread.
 """
 
 from crm.config import Config, Data, Loss, Masking, Model, Optim
 
 config = Config(
-    data=Data(dataset="synthetic", size=(64, 96), crop=(64, 96), scale=(1.0, 1.0), jitter=0.5),
+    data=Data(dataset="synthetic", size=(64, 96), crop=(64, 96), scale=(1.0, 1.0), jitter=0.0),
     model=Model(
         embed=16,
         depths=(1, 1, 1, 1),
@@ -25,9 +25,9 @@ config = Config(
         decoder_heads=4,
     ),
     masking=Masking(patch=16),
-    loss=Loss(points=192),
-    optim=Optim(lr=3e-3, backbone_factor=1.0, clip=1.0, warmup=20),
+    loss=Loss(points=128),
+    optim=Optim(lr=2e-3, backbone_factor=1.0, clip=1.0, warmup=20),
     batch=8,
-    steps=320,
-    val_every=160,
+    steps=330,
+    val_every=165,
 )

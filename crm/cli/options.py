@@ -2,6 +2,7 @@
 
 import json
 import pkgutil
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ Runs = Annotated[Path | None, typer.Option("--runs", help="Folder of the run fol
 Data = Annotated[
     Path | None, typer.Option("--data", envvar="CRM_DATA", help="A data set's folder, or one that holds several.")
 ]
+Seeds = Annotated[str, typer.Option("--seeds", metavar="0,1,2", help="Other seeds than the sweep's own.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Workers = Annotated[int, typer.Option("--workers", "-j", min=1, help="Runs at once. [default: one per core]")]
@@ -52,10 +54,17 @@ def find_experiment(name: str) -> Config:
     return import_module(f"experiments.{name}").config
 
 
-def find_sweep(name: str) -> Sweep:
+def find_sweep(name: str, seeds: str = "") -> Sweep:
+    """The sweep of that name, with other seeds where some are given, as in `0,1,2`."""
     if name not in modules("sweeps"):
         raise unknown("sweep", name, modules("sweeps"))
-    return import_module(f"sweeps.{name}").sweep
+    found = import_module(f"sweeps.{name}").sweep
+    if not seeds:
+        return found
+    try:
+        return replace(found, seeds=tuple(int(seed) for seed in seeds.split(",")))
+    except ValueError as error:
+        raise ValueError(f"--seeds takes different whole numbers, as in 0,1,2, not {seeds!r}") from error
 
 
 def question(package: str, name: str) -> str:

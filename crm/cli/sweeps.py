@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from crm.cli import options
-from crm.cli.options import Data, Device, Json, Runs, Set, Yes
+from crm.cli.options import Data, Device, Json, Runs, Seeds, Set, Yes
 from crm.config import Config, difference, override, run_id
 from crm.machine import Machine, cores, home
 from crm.sweep import Cell, Sweep
@@ -23,9 +23,9 @@ def add_to(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def plan(name: Name, sets: Set = None, runs: Runs = None, json: Json = False) -> None:
+def plan(name: Name, sets: Set = None, seeds: Seeds = "", runs: Runs = None, json: Json = False) -> None:
     """What `crm sweep NAME` would do: cells, what is reused, estimated time."""
-    found = options.find_sweep(name)
+    found = options.find_sweep(name, seeds)
     lines = planned(found, found.cells(options.changes(sets)), options.runs_folder(runs))
     options.echo_json([asdict(line) for line in lines]) if json else typer.echo(plan_text(name, found, lines, cores()))
 
@@ -33,6 +33,7 @@ def plan(name: Name, sets: Set = None, runs: Runs = None, json: Json = False) ->
 def sweep(
     name: Name,
     sets: Set = None,
+    seeds: Seeds = "",
     runs: Runs = None,
     data: Data = None,
     cluster: Annotated[str, typer.Option(help="inline (one after another, here) or local (workers).")] = "local",
@@ -48,7 +49,7 @@ def sweep(
     """Runs every cell of a sweep that is missing, interrupted or failed, and evaluates it; shows the plan first."""
     from crm.names import chosen
 
-    found = options.find_sweep(name)
+    found = options.find_sweep(name, seeds)
     chosen("cluster", cluster, dict.fromkeys(CLUSTERS))
     folder, data_root = options.runs_folder(runs), options.data_folder(data)
     cells = found.cells(options.changes(sets))
@@ -78,9 +79,9 @@ def sweep(
         raise typer.Exit(3)
 
 
-def status(name: Name, sets: Set = None, runs: Runs = None, json: Json = False) -> None:
+def status(name: Name, sets: Set = None, seeds: Seeds = "", runs: Runs = None, json: Json = False) -> None:
     """How a sweep stands: every cell's state, and why those that failed did."""
-    found = options.find_sweep(name)
+    found = options.find_sweep(name, seeds)
     lines = planned(found, found.cells(options.changes(sets)), options.runs_folder(runs))
     if json:
         options.echo_json([asdict(line) for line in lines])
@@ -88,9 +89,11 @@ def status(name: Name, sets: Set = None, runs: Runs = None, json: Json = False) 
     typer.echo(status_text(found, lines))
 
 
-def report(name: Name, sets: Set = None, runs: Runs = None, data: Data = None, json: Json = False) -> None:
+def report(
+    name: Name, sets: Set = None, seeds: Seeds = "", runs: Runs = None, data: Data = None, json: Json = False
+) -> None:
     """Writes the tables, curves, panels and page of a sweep from its finished runs."""
-    found = options.find_sweep(name)
+    found = options.find_sweep(name, seeds)
     say = _say_nothing if json else typer.echo
     path = write_report(name, found, options.runs_folder(runs), options.data_folder(data), sets, say)
     if json:

@@ -2,8 +2,8 @@
 
 A scene is a function of (seed, split, index); its layout does not know the picture's size, so one scene can be had
 small for training and large for looking at. RGB carries colour and texture and fails at night and in glare; thermal
-carries temperature and fails at thermal crossover, when things are as warm as what surrounds them. Cars and
-people show in both. Cones are plastic at the temperature of the air and show in RGB only; vents are hot and painted like
+carries temperature and fails at thermal crossover, when things are as warm as what surrounds them. Cars and people
+show in both. Cones are plastic at the temperature of the air and show in RGB only; vents are hot and painted like
 what they lie in, so they show in thermal only.
 
 Everything is exact arithmetic (+ - * / floor, integers from numpy's PCG64), without sin, exp or normal deviates, whose
@@ -24,7 +24,13 @@ from crm.data.frames import Frame
 VERSION = 1  # raised whenever a pixel of any scene changes; part of the data manifest
 SMALLEST = (48, 64)  # height, width below which objects would vanish
 
-TROUBLES = ("", "crossover", "glare", "", "crossover")  # of day scenes, in turn, so that every few frames hold all of them
+TROUBLES = (
+    "",
+    "crossover",
+    "glare",
+    "",
+    "crossover",
+)  # of day scenes, in turn, so that every few frames hold all of them
 
 BACKGROUND, ROAD, CAR, PERSON, CONE, VENT = range(6)
 
