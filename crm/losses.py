@@ -15,7 +15,8 @@ def class_loss(
     """Cross-entropy over all queries of a batch; the last class has weight `no_object`, and the sum of the weights
     divides (released code)."""
     missed = -logits.log_softmax(-1).gather(-1, target[..., None])[..., 0]
-    weight = torch.where(target == logits.shape[-1] - 1, no_object, 1.0)
+    weight = torch.where(target == logits.shape[-1] - 1, no_object, 1.0)  # float32, as the released buffer is
+    weight = weight.to(missed.dtype)
     return (missed * weight).sum((-2, -1)) / weight.sum((-2, -1))
 
 

@@ -7,8 +7,10 @@ like (SHAPES). To add either: write the function, add its line to the dict; swee
 """
 
 import math
+import random
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
@@ -32,7 +34,7 @@ def patches(batch: int, tokens: tuple[int, int], ratio: float, patch: int, gener
     side = patch // TOKEN
     rows, columns = (math.ceil(extent / side) for extent in tokens)
     rank = torch.rand(batch, rows * columns, generator=generator).argsort(dim=1).argsort(dim=1)
-    hidden = (rank < math.ceil(ratio * rows * columns)).unflatten(1, (rows, columns))
+    hidden = (rank < math.ceil(ratio * (rows * columns))).unflatten(1, (rows, columns))
     hidden = hidden.repeat_interleave(side, dim=1).repeat_interleave(side, dim=2)
     return hidden[:, : tokens[0], : tokens[1]].contiguous()
 
@@ -117,3 +119,26 @@ def draw_masks(
     hide, cover = chosen("masking", kind, MASKINGS), chosen("mask shape", shape, SHAPES)
     uniform = torch.rand(batch, generator=generator)
     return torch.stack(hide(lambda: cover(batch, tokens, ratio, patch, generator), uniform, drop), dim=1)
+
+
+def released_patches(
+    kind: str, tokens: tuple[int, int], ratio: float, patch: int, cells: np.random.RandomState, choice: random.Random
+) -> Bool[Tensor, "2 h w"]:
+    """The patch masks of one image draw by draw as in the released code, whose generators are the global ones.
+
+    Args:
+        cells: orders the cells of the grid, once per mask.
+        choice: of the three forms of "random_complementary".
+    """
+    side = patch // TOKEN
+    rows, columns = tokens[0] // side, tokens[1] // side
+
+    def draw() -> np.ndarray:
+        hidden = np.zeros(rows * columns, dtype=bool)
+        hidden[cells.permutation(rows * columns)[: math.ceil(ratio * (rows * columns))]] = True
+        return hidden.reshape(rows, columns).repeat(side, axis=0).repeat(side, axis=1)
+
+    rgb = draw()
+    thermal = draw() if kind == "individual" else ~rgb
+    form = choice.randrange(3) if kind == "random_complementary" else 2
+    return torch.from_numpy(np.stack([rgb & (form != 0), thermal & (form != 1)]))

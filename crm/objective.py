@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from crm import config
 from crm.losses import class_loss, dice_loss, mask_loss, self_distillation
 from crm.matching import Pairs, assign, matching_costs
+from crm.model.pixel_decoder import at_least_float32
 from crm.model.query_decoder import Prediction
 from crm.model.segmenter import Hidden, Image, Maps, Segmenter
 from crm.points import (
@@ -150,7 +151,7 @@ def objective(
         names = [name for name in group if needed[name]]
         together = [torch.cat(level) for level in zip(*(maps[name] for name in group), strict=True)]
         prediction = model.head(together, deep=bool(names), with_masks=len(names) * len(image))
-        final |= zip(group, prediction.class_logits[-1].float().chunk(len(group)), strict=True)
+        final |= zip(group, at_least_float32(prediction.class_logits[-1]).chunk(len(group)), strict=True)
         if names:
             supervised |= _by_pass(set_losses(prediction, names, targets, loss, points, num_masks), names, loss)
     return _weighted(supervised, final, loss)
@@ -233,8 +234,8 @@ def set_losses(
     Every output is matched anew (released code); all of them in one computation.
     """
     passes, images, outputs = len(names), len(targets.classes), len(prediction.class_logits)
-    mask_logits = prediction.mask_logits.transpose(0, 1).flatten(0, 1).float()
-    class_logits = prediction.class_logits[:, : passes * images].transpose(0, 1).flatten(0, 1).float()
+    mask_logits = at_least_float32(prediction.mask_logits.transpose(0, 1).flatten(0, 1))
+    class_logits = at_least_float32(prediction.class_logits[:, : passes * images].transpose(0, 1).flatten(0, 1))
     queries, device = class_logits.shape[1], class_logits.device
     kept = int(loss.importance * loss.points)
     plan = Plan(

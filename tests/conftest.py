@@ -23,6 +23,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+# Tensors recorded from the released code, which most machines lack (tests/test_released_*.py).
+GOLDEN = Path(os.environ.get("CRM_GOLDEN") or Path(__file__).parents[2] / "shared" / "golden")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of tensors recorded from the released code."""
+    if not GOLDEN.is_dir():
+        pytest.skip(f"no recorded tensors in {GOLDEN} (set CRM_GOLDEN)")
+    return GOLDEN
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real frames named by CRM_REAL_DATA; they may not be redistributed, so most machines lack them."""

@@ -57,6 +57,7 @@ def prediction(batch: int, outputs: int = 2, seed: int = 5) -> Prediction:
 
 
 def test_batched_and_streamed_passes_give_the_same_losses_gradients_and_statistics(model):
+    model.double()  # in float32 rounding may flip a bit of an attention mask, and with it a whole term
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     results = []
     for head_passes in ("batched", "streamed"):

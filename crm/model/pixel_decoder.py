@@ -20,15 +20,22 @@ GROUPS = 32  # of every GroupNorm
 Size = tuple[int, int]
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision as float32; float64 stays, so that the network can be compared with references in it."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 @lru_cache(maxsize=64)
-def sine_positions(size: Size, channels: int, device: torch.device) -> Float[Tensor, "n c"]:
+def sine_positions(size: Size, channels: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "n c"]:
     """Sine code of the cells of a map, row-major: half the channels for y, then half for x."""
     with torch.inference_mode(False):
-        pairs = torch.arange(channels // 2, device=device) // 2
+        pairs = torch.arange(channels // 2, device=device, dtype=dtype) // 2
         period = 10_000 ** (4 * pairs / channels)
         codes = []
         for side in size:
-            angle = torch.arange(1, side + 1, device=device)[:, None] * 2 * math.pi / (side + 1e-6) / period
+            angle = (
+                torch.arange(1, side + 1, device=device, dtype=dtype)[:, None] * 2 * math.pi / (side + 1e-6) / period
+            )
             codes.append(torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=2).flatten(1))
         rows, columns = codes
         height, width = size
@@ -38,12 +45,12 @@ def sine_positions(size: Size, channels: int, device: torch.device) -> Float[Ten
 
 
 @lru_cache(maxsize=64)
-def reference_points(sizes: tuple[Size, ...], device: torch.device) -> Float[Tensor, "s 2"]:
+def reference_points(sizes: tuple[Size, ...], device: torch.device, dtype: torch.dtype) -> Float[Tensor, "s 2"]:
     """Centres (x, y) of all cells of all levels, from -1 at one border to 1 at the other."""
     with torch.inference_mode(False):
         centres = []
         for height, width in sizes:
-            y, x = ((2 * torch.arange(side, device=device) + 1) / side - 1 for side in (height, width))
+            y, x = ((2 * torch.arange(side, device=device, dtype=dtype) + 1) / side - 1 for side in (height, width))
             centres.append(torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=2).flatten(0, 1))
         return torch.cat(centres)
 
@@ -65,7 +72,7 @@ def deformable_sample(
     value = value.permute(0, 2, 3, 1).reshape(b * heads, channels, s)
     weights = weights.transpose(1, 2).reshape(b * heads, 1, s, LEVELS, POINTS)
     offsets = offsets.permute(3, 0, 2, 1, 4, 5)  # l b m s p 2
-    centre = reference_points(sizes, value.device)[:, None]
+    centre = reference_points(sizes, value.device, value.dtype)[:, None]
     total = value.new_zeros(())
     for level, (height, width) in enumerate(sizes):
         grid = torch.addcmul(centre, offsets[level], value.new_tensor([2 / width, 2 / height]))
@@ -160,7 +167,7 @@ class PixelDecoder(nn.Module):
     ) -> tuple[Float[Tensor, "b c h w"], list[Float[Tensor, "b c _ _"]]]:
         """Mask features at stride 4, and the refined maps of strides 32, 16, 8."""
         with torch.autocast(maps[0].device.type, enabled=False):
-            finest, *levels = (level.float() for level in maps)
+            finest, *levels = (at_least_float32(level) for level in maps)
             levels = [project(level) for project, level in zip(self.projections, reversed(levels), strict=True)]
             refined = self._encode(levels)
             upsampled = F.interpolate(refined[-1], size=finest.shape[2:], mode="bilinear", align_corners=False)
@@ -171,7 +178,7 @@ class PixelDecoder(nn.Module):
         x = torch.cat([level.flatten(2) for level in levels], dim=2).transpose(1, 2)
         position = torch.cat(
             [
-                sine_positions(size, x.shape[2], x.device) + embed
+                sine_positions(size, x.shape[2], x.device, x.dtype) + embed
                 for size, embed in zip(sizes, self.level_embed, strict=True)
             ]
         )

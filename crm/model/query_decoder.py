@@ -141,7 +141,7 @@ class QueryDecoder(nn.Module):
         for level, embed in zip(levels[: len(self.layers)], self.level_embed.weight, strict=False):
             size = (level.shape[2], level.shape[3])
             values.append(level.flatten(2).transpose(1, 2) + embed)
-            keys.append(values[-1] + sine_positions(size, level.shape[1], level.device))
+            keys.append(values[-1] + sine_positions(size, level.shape[1], level.device, level.dtype))
             with torch.no_grad():
                 resized = F.interpolate(features.detach(), size=size, mode="bilinear", align_corners=False)
             small.append(resized.flatten(2))

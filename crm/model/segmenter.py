@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from crm import config
 from crm.model.backbone import STAGES, SwinBranch
 from crm.model.fusion import FUSIONS
-from crm.model.pixel_decoder import PixelDecoder
+from crm.model.pixel_decoder import PixelDecoder, at_least_float32
 from crm.model.query_decoder import Prediction, QueryDecoder
 from crm.names import chosen
 
@@ -114,6 +114,7 @@ def semantic_scores(prediction: Prediction, size: tuple[int, int]) -> Float[Tens
 
     Sum over the last output's queries of class probability times mask probability, "no object" left out.
     """
-    masks = F.interpolate(prediction.mask_logits[-1].float(), size=size, mode="bilinear", align_corners=False)
-    probability = prediction.class_logits[-1].float().softmax(dim=2)[..., :-1]
+    class_logits, mask_logits = (at_least_float32(logits[-1]) for logits in prediction)
+    masks = F.interpolate(mask_logits, size=size, mode="bilinear", align_corners=False)
+    probability = class_logits.softmax(dim=2)[..., :-1]
     return torch.einsum("bqk,bqhw->bkhw", probability, masks.sigmoid())
