@@ -21,7 +21,7 @@ from crm.records import State, open_run, state
 from crm.sweep import Cell
 from crm.worker import FAILED, TAKEN, StopFlag, attempt
 
-POLL = 0.25  # seconds between looks
+POLL = 0.5  # seconds between looks
 
 
 @dataclass(frozen=True, kw_only=True)

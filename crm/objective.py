@@ -294,7 +294,7 @@ def _costs(
     costs = []
     for start in range(0, rows, size):
         part = slice(start, min(start + size, rows))
-        where = draw.match(part)
+        where = draw.match(part).to(mask_logits.dtype)
         corners = label_corners(targets.labels, image_of[part], where)
         values = sample_maps(mask_logits[part], where)
         costs.append(matching_costs(class_logits[part], values, corners, table[part], skip, weights))
@@ -319,7 +319,7 @@ def _loss_points(
     where, inside, weights = [], [], []
     for start in range(0, max(len(matched), 1), size):
         part = slice(start, min(start + size, len(matched)))
-        tried, extra = draw.loss(part)
+        tried, extra = (drawn.to(matched.dtype) for drawn in draw.loss(part))
         image = image_of[pairs.row[part]]
         certainty = sample_maps(matched[part, None], tried)[:, 0].abs()
         if skip:

@@ -42,7 +42,8 @@ TARGETS = make_targets(LABELS, 4, IGNORE)
 
 def run(model, loss=LOSS, targets=TARGETS, head_passes="batched", points=None, **more):
     points = points or ReleasedPoints(random(3))
-    return objective(model, IMAGE, HIDDEN, targets, loss, points, head_passes, **more)
+    image = IMAGE.to(next(model.parameters()).dtype)
+    return objective(model, image, HIDDEN, targets, loss, points, head_passes, **more)
 
 
 def gradients(model, losses) -> dict[str, torch.Tensor]:
