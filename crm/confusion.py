@@ -47,6 +47,11 @@ def miou(matrix: np.ndarray) -> np.ndarray | float:
     return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)[()]
 
 
+def released_miou(matrix: np.ndarray) -> np.ndarray | float:
+    """Mean IoU in per cent as the released code has it: over all k classes, one that occurs nowhere counting 0."""
+    return np.nan_to_num(iou(matrix)).mean(axis=-1)[()]
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """One trained run under one condition, image by image."""
@@ -61,6 +66,11 @@ class Evaluation:
     def miou(self) -> float:
         """Mean IoU of the whole split in per cent, from the sum of the matrices."""
         return float(miou(self.confusion.sum(axis=0)))
+
+    @property
+    def released_miou(self) -> float:
+        """The same number by the released code's rule for absent classes."""
+        return float(released_miou(self.confusion.sum(axis=0)))
 
 
 def save_evaluation(path: Path, evaluation: Evaluation) -> None:

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from crm.cli import inspect, runs, sweeps
+from crm.cli import inspect, runs, sweeps, weights
 
 app = typer.Typer(
     name="crm",
@@ -21,12 +21,13 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         from importlib.metadata import version
 
         typer.echo(f"crm {version('crm-study')}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
@@ -37,6 +38,7 @@ def root(version: bool = typer.Option(False, "--version", callback=_version, is_
 inspect.add_to(app)
 sweeps.add_to(app)
 runs.add_to(app)
+weights.add_to(app)
 
 
 def main() -> None:
