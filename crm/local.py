@@ -16,6 +16,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from crm.conditions import Condition
+from crm.config import TERMS
 from crm.machine import Machine
 from crm.records import State, open_run, state
 from crm.sweep import Cell
@@ -58,7 +59,9 @@ def run_local(queue: Queue, show: Show) -> Outcome:
 
     KeyboardInterrupt checkpoints and stops the workers, also the adopted ones, then goes on up.
     """
-    waiting = list(queue.cells)
+    waiting = sorted(
+        queue.cells, key=_work, reverse=True
+    )  # the longest first, so that no worker is left alone with one
     workers: list[_Worker] = []
     adopted: list[Cell] = []  # another call's workers are at these
     outcome = Outcome()
@@ -95,6 +98,12 @@ def run_local(queue: Queue, show: Show) -> Outcome:
     for worker in workers:
         worker.dismiss()
     return outcome
+
+
+def _work(cell: Cell) -> int:
+    """How long a cell takes, in no unit: images seen times the terms computed for each."""
+    terms = sum(getattr(cell.config.loss, term) > 0 for term in TERMS)
+    return cell.config.steps * cell.config.batch * terms
 
 
 def _settle(outcome: Outcome, cell: Cell, now: State, code: int) -> None:
