@@ -59,9 +59,7 @@ def run_local(queue: Queue, show: Show) -> Outcome:
 
     KeyboardInterrupt checkpoints and stops the workers, also the adopted ones, then goes on up.
     """
-    waiting = sorted(
-        queue.cells, key=_work, reverse=True
-    )  # the longest first, so that no worker is left alone with one
+    waiting = sorted(queue.cells, key=_work, reverse=True)  # longest first: no worker ends up alone
     workers: list[_Worker] = []
     adopted: list[Cell] = []  # another call's workers are at these
     outcome = Outcome()
