@@ -87,8 +87,10 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer) -> N
     model.load_state_dict(checkpoint.weights)
     for name, parameter in model.named_parameters():
         prefix = f"{name}."
-        entries = {key: checkpoint.optimizer.get(prefix + key) for key in ("step", "exp_avg", "exp_avg_sq")}
-        if all(value is not None for value in entries.values()):
-            state = {key: value if key == "step" else value.to(parameter.device) for key, value in entries.items()}
+        state = {}
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            if (value := checkpoint.optimizer.get(prefix + key)) is not None:
+                state[key] = value if key == "step" else value.to(parameter.device)
+        if state:
             optimizer.state[parameter] = state
     torch.manual_seed(0)  # every step seeds itself; nothing may depend on what is left over here

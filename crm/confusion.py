@@ -76,7 +76,7 @@ class Evaluation:
 def save_evaluation(path: Path, evaluation: Evaluation) -> None:
     """Writes atomically; the file's existence means that the evaluation is complete."""
     buffer = io.BytesIO()
-    arrays = {"confusion": evaluation.confusion, "names": evaluation.names, "night": evaluation.night}
+    arrays: dict[str, Any] = {"confusion": evaluation.confusion, "names": evaluation.names, "night": evaluation.night}
     if evaluation.predictions is not None:
         arrays["predictions"] = evaluation.predictions
     np.savez_compressed(buffer, meta=np.array(json.dumps({"schema": SCHEMA, **evaluation.meta})), **arrays)

@@ -24,7 +24,7 @@ from crm.data.dataset import Split, open_run_split
 from crm.data.frames import Frame
 from crm.data.transforms import collate
 from crm.machine import Machine
-from crm.model.segmenter import Segmenter, build_segmenter, semantic_scores
+from crm.model.segmenter import Modality, Segmenter, build_segmenter, semantic_scores
 from crm.records import Claim, append, evaluation, file_hash
 
 Maps = list[Tensor]  # a branch's four feature maps
@@ -116,13 +116,12 @@ def _predict(
     """Each condition with one (h, w) uint8 class map per frame."""
     maps: dict[tuple[str, Degradation], Maps] = {}
 
-    def branch(side: str, how: Degradation) -> Maps:
+    def branch(side: Modality, how: Degradation) -> Maps:
         if (side, how) not in maps:
             image, hidden = _input(spec, frames, side, how, device)
             maps[side, how] = model.branch(side, image, hidden)
         return maps[side, how]
 
-    padded = None
     for condition in conditions:
         rgb, thermal = condition.rgb, condition.thermal
         if rgb.kind == "missing_route":
@@ -131,7 +130,7 @@ def _predict(
             features = branch("rgb", rgb)
         else:
             features = model.fuse(branch("rgb", rgb), branch("thermal", thermal))
-        padded = padded or tuple(4 * side for side in features[0].shape[-2:])
+        padded = (4 * features[0].shape[2], 4 * features[0].shape[3])
         classes = semantic_scores(model.head(features), padded).argmax(dim=1).to(torch.uint8).cpu().numpy()
         yield (
             condition,

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,7 +12,9 @@ class Machine:
     data: Path | None = None  # a data set's own folder, or one that holds several
     device: str = "cpu"  # cpu, cuda or cuda:N
     threads: int = 1  # CPU threads of one run
-    head_passes: str = "batched"  # or "streamed": one after another, less memory, equal to rounding
+    head_passes: Literal["batched", "streamed"] = (
+        "batched"  # or "streamed": one after another, less memory, equal to rounding
+    )
     checkpoint_every: int = 100  # steps; what a kill costs at most
     log_every: int = 10  # steps between journal lines
 

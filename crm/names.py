@@ -33,9 +33,9 @@ def family(file: str, name: str) -> tuple[str, ...]:
     """
     tree = ast.parse((Path(__file__).parent / file).read_text())
     for node in tree.body:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
+        if not isinstance(node, (ast.Assign, ast.AnnAssign)):
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):
             assert isinstance(node.value, ast.Dict), f"{name} in {file} must be a literal dict"
             return tuple(ast.literal_eval(key) for key in node.value.keys if key is not None)

@@ -124,7 +124,7 @@ def _record_failure(mine: Claim, error: BaseException) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m crm.worker", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m crm.worker", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--selection", default="last")
     parser.add_argument("--conditions", nargs="*", default=[])
     parser.add_argument("--data", type=Path)

@@ -16,6 +16,7 @@ the horizon is a point's "nearness" on flat ground: metres become pixels in prop
 import math
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import overload
 
 import numpy as np
 
@@ -230,12 +231,12 @@ def render(plan: Plan, height: int, width: int) -> tuple[np.ndarray, np.ndarray,
     rgb = canvas.layers[0:3] * light + canvas.layers[3:6]
     for x, y, radius, colour in canvas.halos:  # bloom in the lens: nothing hides it
         fall = radius * radius / (radius * radius + (canvas.x - x) ** 2 * 1.78 + (canvas.y - y) ** 2)
-        rgb += np.reshape(np.float32(colour), (3, 1, 1)) * (fall * fall)
+        rgb += np.array(colour, np.float32).reshape(3, 1, 1) * (fall * fall)
     if plan.glare:  # a low sun blinds the camera: a veil over everything, white round the sun
         sun = plan.vanishing + 0.3 * (plan.looks[15] - 0.5)
         away = (canvas.x - np.float32(sun)) ** 2 * 1.78 + (canvas.y - np.float32(plan.horizon - 0.08)) ** 2
         fall = np.float32(0.05) / (np.float32(0.05) + away)
-        rgb += np.reshape(np.float32((1.5, 1.3, 1.0)), (3, 1, 1)) * (fall * fall)
+        rgb += np.array((1.5, 1.3, 1.0), np.float32).reshape(3, 1, 1) * (fall * fall)
         rgb += np.float32(0.16)
     return rgb, canvas.layers[6], canvas.label
 
@@ -287,11 +288,11 @@ def _between_draws(values: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def _mix(a: Colour, b: Colour, share: float) -> Colour:
-    return tuple(p + (q - p) * share for p, q in zip(a, b, strict=True))
+    return a[0] + (b[0] - a[0]) * share, a[1] + (b[1] - a[1]) * share, a[2] + (b[2] - a[2]) * share
 
 
 def _times(colour: Colour, factor: float) -> Colour:
-    return tuple(part * factor for part in colour)
+    return colour[0] * factor, colour[1] * factor, colour[2] * factor
 
 
 DARK: Colour = (0.0, 0.0, 0.0)
@@ -517,7 +518,11 @@ class _Canvas:
             cover = depth * bars * band(left + 0.4, right - 0.4) * np.float32(0.85)
             lay(cover, paint, self.asphalt - 0.02, 0.2)
 
-    def centre(self, d: np.ndarray | float) -> np.ndarray | float:
+    @overload
+    def centre(self, d: float) -> float: ...
+    @overload
+    def centre(self, d: np.ndarray) -> np.ndarray: ...
+    def centre(self, d):
         """x of the camera's line on the ground at nearness d."""
         away = np.maximum(1 - d / np.float32(0.3), 0) if isinstance(d, np.ndarray) else max(1 - d / 0.3, 0.0)
         return self.plan.vanishing + self.plan.bend * away * away

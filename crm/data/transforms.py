@@ -100,7 +100,7 @@ def to_input(frame: Frame, spec: DatasetSpec) -> "Batch":
 
 def collate(pairs: Sequence[Pair], spec: DatasetSpec) -> "Batch":
     """Normalised images, padded right and bottom with zeros to multiples of 32 and to the largest of the batch."""
-    sizes = [tuple(label.shape) for _, label in pairs]
+    sizes = [(label.shape[0], label.shape[1]) for _, label in pairs]
     height, width = (-(-max(side) // DIVISOR) * DIVISOR for side in zip(*sizes, strict=True))
     mean, std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (spec.mean, spec.std))
     images = torch.zeros(len(pairs), 4, height, width)
