@@ -17,7 +17,8 @@ from tests.tiny import TINY_SETS
 
 ROOT = Path(__file__).resolve().parents[1]
 CRM = [sys.executable, "-c", "from crm.cli import main; main()"]
-SWEEP = ["sweep", "demo", "--yes", "--no-track", "--seeds", "0,1", *TINY_SETS]
+SWEEP = ["sweep", "demo", "--yes", "--no-track", "--threads", "1", "--seeds", "0,1", *TINY_SETS]
+STATUS = ["--seeds", "0,1", *TINY_SETS]  # what status and report need to mean the same cells
 PATIENCE = 240  # seconds; a deadline for what takes seconds on an idle machine
 
 
@@ -76,7 +77,7 @@ def test_an_undisturbed_sweep_trains_every_cell_and_a_second_call_has_nothing_to
 
 
 def test_status_shows_every_cell_as_text_and_as_json(undisturbed):
-    sets = SWEEP[4:]
+    sets = STATUS
     text = crm("status", "demo", *sets, home=undisturbed)
     assert "6 cells: 6 done" in text.stdout
     lines = json.loads(crm("status", "demo", "--json", *sets, home=undisturbed).stdout)
@@ -102,7 +103,7 @@ def test_the_next_call_mirrors_what_is_finished_into_mlflow(undisturbed):
 
 
 def test_the_report_is_written_from_what_is_finished(undisturbed):
-    done = crm("report", "demo", *SWEEP[4:], home=undisturbed)
+    done = crm("report", "demo", *STATUS, home=undisturbed)
     assert done.returncode == 0, done.stderr
     assert "| CRM" in done.stdout
     page = undisturbed / "reports/demo/index.html"
@@ -134,6 +135,7 @@ def test_a_killed_sweep_loses_nothing_and_ends_with_the_same_numbers(undisturbed
     until(lambda: len(list(tmp_path.glob("runs/*/result.json"))) >= 2, process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    process.stdout.close()
     finished = {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/result.json")}
     again = crm(*SWEEP, home=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
@@ -177,5 +179,5 @@ def test_a_failing_cell_is_named_with_reason_and_log_and_the_others_go_on(tmp_pa
     assert done.returncode == 1
     assert "plain fusion/0 failed: RunFailed" in done.stderr
     assert "log.txt" in done.stderr
-    status = crm("status", "demo", *SWEEP[4:], *sets, home=tmp_path)
+    status = crm("status", "demo", *STATUS, *sets, home=tmp_path)
     assert "failed at step" in status.stdout

@@ -299,7 +299,8 @@ def test_a_run_whose_process_lives_is_running_with_its_progress(folder):
     claim(folder, "ours")
     write_json(folder / "progress.json", {"step": 70, "miou": 41.5, "eta": 12.0})
     found = look(folder)
-    assert (found.name, found.share, found.miou, found.eta, found.pid) == ("running", 0.2, 41.5, 12.0, os.getpid())
+    assert (found.name, found.miou, found.eta, found.pid) == ("running", 41.5, 12.0, os.getpid())
+    assert found.share == 70 / found.steps
 
 
 def test_a_run_whose_process_died_is_interrupted(folder):

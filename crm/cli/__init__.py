@@ -50,9 +50,6 @@ def main() -> None:
             raise
         typer.echo(f"crm: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("crm: interrupted; run the same command again to resume", err=True)
-        sys.exit(130)
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

@@ -5,7 +5,7 @@ import pkgutil
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -79,6 +79,12 @@ def with_changes(config: Config, sets: list[str] | None) -> Config:
 def share_of_threads(workers: int) -> int:
     """Threads of each of `workers` runs on this machine."""
     return max(1, cores() // workers)
+
+
+def interrupted() -> NoReturn:
+    """Says how to go on, and ends with 130."""
+    typer.echo("crm: interrupted; run the same command again to resume", err=True)
+    raise typer.Exit(130)
 
 
 def echo_json(value: Any) -> None:

@@ -149,7 +149,7 @@ def _carry_out(folder: Path, machine: Machine, selection: str, conditions: Seque
     stop.listen()
     code = attempt(folder, machine, uuid4().hex[:16], selection, conditions, stop, Line(quiet=json))
     if code == STOPPED:
-        raise KeyboardInterrupt
+        options.interrupted()
     if code == TAKEN:
         raise ValueError(f"run {folder.name} is being worked on by another process; crm status shows it")
     if code != DONE:

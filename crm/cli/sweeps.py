@@ -67,7 +67,10 @@ def sweep(
     if left and not yes:
         _confirm(len(left))
     machine = Machine(runs=folder, data=data_root, device=device, threads=threads or options.share_of_threads(workers))
-    failed = run_cells(name, found, cells, machine, workers, cluster, track, say, json)
+    try:
+        failed = run_cells(name, found, cells, machine, workers, cluster, track, say, json)
+    except KeyboardInterrupt:
+        options.interrupted()
     written = write_report(name, found, folder, data_root, sets, say) if report and not failed else None
     if json:
         after = planned(found, cells, folder)
