@@ -22,8 +22,6 @@ Data = Annotated[
 Seeds = Annotated[str, typer.Option("--seeds", metavar="0,1,2", help="Other seeds than the sweep's own.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-Workers = Annotated[int, typer.Option("--workers", "-j", min=1, help="Runs at once. [default: one per core]")]
-Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of one run. [default: its share]")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 
 

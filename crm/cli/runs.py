@@ -19,8 +19,6 @@ from crm.sweep import SELECTIONS
 if TYPE_CHECKING:
     from crm.train import Progress
 
-Suite = Annotated[str, typer.Option(help="Conditions of the evaluation, as in `crm list suites`.")]
-Select = Annotated[str, typer.Option(help=f"Which checkpoint: {' or '.join(SELECTIONS)}.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads. [default: all cores]")]
 
 
