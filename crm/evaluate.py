@@ -29,6 +29,8 @@ from crm.records import Claim, append, evaluation, file_hash
 
 Maps = list[Tensor]  # a branch's four feature maps
 
+AT_ONCE = 16  # images evaluated together at least; without gradients they need little memory
+
 
 def evaluate_run(
     config: Config,
@@ -54,7 +56,7 @@ def evaluate_run(
         model = build_segmenter(config.model, split.spec.num_classes).to(machine.device)
         model.load_state_dict(checkpoint.weights)
         wanted = [condition for condition in conditions if condition.split == name]
-        for condition, result in evaluate(model, split, wanted, config.batch, machine.device):
+        for condition, result in evaluate(model, split, wanted, max(config.batch, AT_ONCE), machine.device):
             claim.check()
             result = replace(result, meta={**result.meta, **made_by})
             save_evaluation(evaluation(claim.folder, selection, condition), result)
