@@ -64,7 +64,7 @@ SYNTHETIC = DatasetSpec(
         (248, 164, 44),
         (246, 226, 130),
     ),
-    splits={"train": 256, "val": 32, "test": 48},
+    splits={"train": 256, "val": 32, "test": 40},
     size=(240, 320),
     mean=(64.6, 65.6, 67.7, 103.2),  # of its training split, so that the mean image is its own
     std=(56.9, 57.1, 60.5, 43.5),
