@@ -26,8 +26,14 @@ class Data:
     size: tuple[int, int] = (480, 640)  # height, width of a frame in pixels; other frames are resized to it
     crop: tuple[int, int] = (240, 320)  # height, width of a training crop, pixels
     scale: tuple[float, float] = (0.5, 2.0)  # range of the random resize before the crop, relative to `size`
+    scale_step: float = 0.1  # sizes are drawn in steps of this (16 of them, as released); 0 draws any size
+    longest: int = 1920  # pixels; a resize that would make the longer side longer stops there
     flip: float = 0.5  # probability of a horizontal flip
     jitter: float = 1.0  # strength of the photometric jitter; 0 is off
+    float_resize: bool = False  # random resize of floats, without antialias (True in the released code)
+    float_jitter: bool = False  # jitter of floats, which breaks saturation and hue (True in the released code)
+    drop_last: bool = False  # an epoch leaves out its last, incomplete batch (True in the released code)
+    carve_val: bool = True  # a data set without a val split gets one, held out of train (False in the released code)
     train_images: int = 0  # the first n of the split; 0 is all of it
     val_images: int = 0
     test_images: int = 0
@@ -35,6 +41,7 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
+    init: str = "swin_tiny_patch4_window7_224"  # what both Swins start from: a file of the weights folder, or "none"
     embed: int = 96  # channels of the first Swin stage; they double at each stage
     depths: tuple[int, ...] = (2, 2, 6, 2)  # blocks of the four stages
     heads: tuple[int, ...] = (3, 6, 12, 24)  # attention heads of the four stages
@@ -57,6 +64,7 @@ class Masking:
     shape: str = "patch"  # a key of crm.masking.SHAPES
     ratio: float = 0.5  # share of patches (or of the area) hidden by one mask
     patch: int = 32  # side of a patch, pixels
+    cover_padding: bool = False  # the grid also covers padded rows and columns (True in the released code)
     drop: float = 0.25  # modality dropout: probability that a modality is hidden whole, per modality, never both
 
 
@@ -87,7 +95,8 @@ class Optim:
     backbone_factor: float = 0.1  # learning rate of both Swins, mask tokens and fusion norms, relative to lr
     weight_decay: float = 0.05
     clip: float = 0.01  # global L2 norm of the gradient
-    power: float = 0.9  # polynomial decay per step, to zero at the last one
+    power: float = 0.9  # of the polynomial decay to zero
+    schedule: str = "step"  # a key of crm.optim.SCHEDULES: what the decay counts
     warmup: int = 0  # steps of linear warm-up
 
 
@@ -124,6 +133,7 @@ def _check(config: Config) -> None:
         ("model.fusion", model.fusion, family("model/fusion.py", "FUSIONS")),
         ("masking.kind", masking.kind, family("masking.py", "MASKINGS")),
         ("masking.shape", masking.shape, family("masking.py", "SHAPES")),
+        ("optim.schedule", config.optim.schedule, family("optim.py", "SCHEDULES")),
     ):
         if value not in known:
             raise unknown(path, value, known)

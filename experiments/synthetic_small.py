@@ -11,6 +11,7 @@ from crm.config import Config, Data, Loss, Masking, Model, Optim
 config = Config(
     data=Data(dataset="synthetic", size=(64, 96), crop=(64, 96), scale=(1.0, 1.0), jitter=0.0),
     model=Model(
+        init="none",
         embed=16,
         depths=(1, 1, 1, 1),
         heads=(1, 2, 4, 8),
