@@ -8,6 +8,7 @@ The defaults are the published Swin-T setting on the MF data set under the clean
 import ast
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from hashlib import sha256
@@ -165,6 +166,19 @@ def _check(config: Config) -> None:
         raise ValueError(f"masking.drop must be at most 0.5 (never both modalities), not {masking.drop}")
     if masking.patch < 4 or masking.patch % 4:
         raise ValueError(f"masking.patch must be a multiple of 4 pixels (one token), not {masking.patch}")
+    if masking.cover_padding and masking.shape != "patch":
+        raise ValueError(
+            f"masking.cover_padding is the released code's grid of patches, and masking.shape is {masking.shape!r}: "
+            "the released code cannot train with any other shape"
+        )
+    padded = tuple(-(-side // 32) * 32 for side in data.crop)
+    if masking.cover_padding and masking.kind != "none" and any(side % masking.patch for side in padded):
+        raise ValueError(
+            f"masking.patch {masking.patch} does not divide the padded crop {padded}, which the released code refuses; "
+            "masking.cover_padding=False cuts the grid at the edge"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", model.init):
+        raise ValueError(f"model.init names a file of the weights folder without its ending, or none; not {model.init!r}")
     if len(model.depths) != 4 or len(model.heads) != 4:
         raise ValueError(f"model.depths and model.heads need 4 stages, not {model.depths} and {model.heads}")
     for stage, heads in enumerate(model.heads):

@@ -126,6 +126,7 @@ class _Worker:
             "--threads", str(machine.threads),
             "--checkpoint-every", str(machine.checkpoint_every),
             *(["--data", str(machine.data.resolve())] if machine.data else []),
+            *(["--weights", str(machine.weights.resolve())] if machine.weights else []),
             "--conditions", *(condition.name for condition in queue.conditions),
         ]  # fmt: skip
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(machine.threads))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
 from crm.names import chosen
 
@@ -111,14 +112,21 @@ def draw_masks(
     patch: int,
     drop: float,
     generator: Generator,
+    valid: tuple[int, int] | None = None,
 ) -> Bool[Tensor, "b 2 h w"]:
     """The masks of a batch, RGB first: True where the token is replaced by its branch's mask token.
 
     A function of the generator alone. ValueError names the types and shapes that exist.
+
+    Args:
+        tokens: height and width of the token grid.
+        valid: height and width in tokens of what is not padding; nothing beyond is hidden. None is all.
     """
     hide, cover = chosen("masking", kind, MASKINGS), chosen("mask shape", shape, SHAPES)
+    inside = valid or tokens
     uniform = torch.rand(batch, generator=generator)
-    return torch.stack(hide(lambda: cover(batch, tokens, ratio, patch, generator), uniform, drop), dim=1)
+    hidden = torch.stack(hide(lambda: cover(batch, inside, ratio, patch, generator), uniform, drop), dim=1)
+    return F.pad(hidden, (0, tokens[1] - inside[1], 0, tokens[0] - inside[0]))
 
 
 def released_patches(

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from crm.config import Optim
+from crm.names import chosen
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)
 
@@ -41,7 +42,25 @@ def _in_backbone(path: str) -> bool:
     return path.startswith(("rgb", "thermal", "fusion", "backbone"))
 
 
-def rate(step: int, steps: int, optim: Optim) -> float:
-    """The factor on every learning rate at `step`: linear warm-up, then polynomial decay to 0 at `steps`."""
+def per_step(step: int, epoch_steps: int) -> int:
+    """Every step counts, so that the decay ends at zero."""
+    return step
+
+
+def per_epoch(step: int, epoch_steps: int) -> int:
+    """Only whole epochs count, one each, against a horizon in steps: nearly no decay at all (released code)."""
+    return step // epoch_steps
+
+
+SCHEDULES = {"step": per_step, "epoch": per_epoch}
+
+
+def rate(step: int, steps: int, epoch_steps: int, optim: Optim) -> float:
+    """The factor on every learning rate at `step` of `steps`: linear warm-up, then polynomial decay.
+
+    Args:
+        epoch_steps: steps of one pass over the training images.
+    """
     rising = min(1.0, (step + 1) / optim.warmup) if optim.warmup else 1.0
-    return rising * (1 - step / steps) ** optim.power
+    counted = chosen("schedule", optim.schedule, SCHEDULES)(step, epoch_steps)
+    return rising * (1 - counted / steps) ** optim.power

@@ -16,13 +16,14 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pillow", "safeten
 SOURCES = Path(__file__).resolve().parent
 
 
-def provenance(data: dict[str, Any], device: str) -> dict[str, Any]:
-    """What is written once, by the first attempt; `data` is the manifest of the splits used."""
+def provenance(data: dict[str, Any], weights: dict[str, Any], device: str) -> dict[str, Any]:
+    """What is written once, by the first attempt: `data` of the splits used, `weights` of what training starts from."""
     return {
         "schema": SCHEMA,
         **source(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "data": data,
+        "weights": weights,
         "hardware": {
             "cpu": _cpu(),
             "cores": psutil.cpu_count(),

@@ -30,6 +30,7 @@ from crm.points import RandomPoints
 from crm.provenance import provenance
 from crm.randomness import derive
 from crm.records import Claim, append, file_hash, journal, read_json, write_bytes, write_json
+from crm.weights.initial import initialise
 
 VALIDATION = Condition(split="val")
 
@@ -67,12 +68,13 @@ def train(config: Config, machine: Machine, claim: Claim, stop: Stop, tell: Tell
     folder = claim.folder
     train_split, val_split = (open_run_split(config.data, name, machine.data) for name in ("train", "val"))
     spec = train_split.spec
-    _write_provenance(folder, machine, train_split, val_split)
-
     torch.manual_seed(derive(config.seed, "initialisation"))
     model = build_segmenter(config.model, spec.num_classes).to(machine.device)
-    optimizer = build_optimizer(model, config.optim)
     checkpoint = newest_checkpoint(folder)
+    if checkpoint is None:
+        weights = initialise(model, config.model, machine.weights)
+        _write_provenance(folder, machine, weights, train_split, val_split)
+    optimizer = build_optimizer(model, config.optim)
     start = 0
     best: dict[str, Any] = {"step": 0, "miou": -math.inf}
     if checkpoint is not None:
@@ -81,6 +83,7 @@ def train(config: Config, machine: Machine, claim: Claim, stop: Stop, tell: Tell
     holder = read_json(folder / "claim.json")
     append(folder, "attempt", **{**holder, "step": start, "numerics": machine.numerics()})
 
+    epoch_steps = max(1, len(train_split) // config.batch)
     watch = _Watch(config, machine, folder, tell, start, best["miou"] if best["step"] else None)
     saved = start
     for step in range(start, config.steps):
@@ -91,7 +94,7 @@ def train(config: Config, machine: Machine, claim: Claim, stop: Stop, tell: Tell
             losses, hidden = _losses(config, machine, model, batch, spec, step)
         except FloatingPointError as error:  # the matching meets nan before the loss does
             raise RunFailed(f"step {step}: {error}") from error
-        gradient = _descend(config, model, optimizer, losses, step)
+        gradient = _descend(config, model, optimizer, losses, step, epoch_steps)
         done = step + 1
         watch.stepped(done, losses, gradient, optimizer, hidden, time.monotonic() - began)
 
@@ -153,10 +156,7 @@ def _losses(
     """The objective of one batch, and the masks it was computed with."""
     hidden = None
     if config.masking.kind != "none":
-        tokens = (batch.image.shape[2] // TOKEN, batch.image.shape[3] // TOKEN)
-        generator = torch.Generator().manual_seed(derive(config.seed, step, "mask"))
-        hidden = draw_masks(batch=len(batch.image), tokens=tokens, generator=generator, **asdict(config.masking))
-        hidden = hidden.to(machine.device)
+        hidden = _masks(config, batch, step).to(machine.device)
     torch.manual_seed(derive(config.seed, step, "drop path"))
     targets = make_targets(batch.label, spec.num_classes, spec.ignore_index, valid=batch.valid).to(machine.device)
     image = batch.image.to(machine.device)
@@ -164,7 +164,21 @@ def _losses(
     return objective(model, image, hidden, targets, config.loss, points, machine.head_passes), hidden
 
 
-def _descend(config: Config, model: nn.Module, optimizer: Optimizer, losses: Losses, step: int) -> float:
+def _masks(config: Config, batch: Batch, step: int) -> Tensor:
+    """Tokens hidden at a step, (b, 2, h, w): a function of (seed, step)."""
+    how = asdict(config.masking)
+    covers_padding = how.pop("cover_padding")
+    tokens = (batch.image.shape[2] // TOKEN, batch.image.shape[3] // TOKEN)
+    valid = (-(-config.data.crop[0] // TOKEN), -(-config.data.crop[1] // TOKEN))
+    generator = torch.Generator().manual_seed(derive(config.seed, step, "mask"))
+    return draw_masks(
+        batch=len(batch.image), tokens=tokens, valid=None if covers_padding else valid, generator=generator, **how
+    )
+
+
+def _descend(
+    config: Config, model: nn.Module, optimizer: Optimizer, losses: Losses, step: int, epoch_steps: int
+) -> float:
     """One optimiser step; the gradient norm before clipping. Raises RunFailed if the loss or gradient is not finite."""
     total = losses.total
     if not math.isfinite(total.item()):
@@ -174,7 +188,7 @@ def _descend(config: Config, model: nn.Module, optimizer: Optimizer, losses: Los
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip).item()
     if not math.isfinite(norm):
         _not_finite("gradient", losses, step)
-    factor = rate(step, config.steps, config.optim)
+    factor = rate(step, config.steps, epoch_steps, config.optim)
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
         group["lr"] = group["initial_lr"] * factor
@@ -190,10 +204,10 @@ def _not_finite(what: str, losses: Losses, step: int) -> None:
 # ---------------------------------------------------------------------------------------------- around the loop
 
 
-def _write_provenance(folder: Path, machine: Machine, *splits: Split) -> None:
+def _write_provenance(folder: Path, machine: Machine, weights: dict[str, Any], *splits: Split) -> None:
     if (folder / "provenance.json").exists():
         return
-    record = provenance({split.name: manifest(split) for split in splits}, machine.device)
+    record = provenance({split.name: manifest(split) for split in splits}, weights, machine.device)
     if diff := record.pop("diff"):
         write_bytes(folder / "uncommitted.diff", diff.encode())
     write_json(folder / "provenance.json", record)

@@ -128,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--selection", default="last")
     parser.add_argument("--conditions", nargs="*", default=[])
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--weights", type=Path)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--checkpoint-every", type=int, default=100)
@@ -147,6 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         machine = Machine(
             runs=folder.parent,
             data=given.data,
+            weights=given.weights,
             device=given.device,
             threads=given.threads,
             checkpoint_every=given.checkpoint_every,

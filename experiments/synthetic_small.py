@@ -29,6 +29,6 @@ config = Config(
     loss=Loss(points=128),
     optim=Optim(lr=2e-3, backbone_factor=1.0, clip=1.0, warmup=20),
     batch=8,
-    steps=330,
-    val_every=165,
+    steps=300,
+    val_every=150,
 )

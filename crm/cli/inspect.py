@@ -7,11 +7,12 @@ from typing import Annotated
 import typer
 
 from crm.cli import options
-from crm.cli.options import Data, Json, Runs
+from crm.cli.options import Data, Json, Recipe, Runs, Set
 
 
 def add_to(app: typer.Typer) -> None:
     app.command("list")(list_)
+    app.command("show")(show_experiment)
     app.command()(doctor)
     data = typer.Typer(help="Data sets.", no_args_is_help=True, rich_markup_mode=None)
     data.command()(show)
@@ -43,6 +44,50 @@ def list_(
         typer.echo(f"{title}")
         for name, text in names.items():
             typer.echo(f"  {name.ljust(width)}  {text}")
+
+
+def show_experiment(
+    experiment: Annotated[str, typer.Argument(help="An experiment, as in `crm list experiments`.")],
+    recipe: Recipe = "clean",
+    sets: Set = None,
+    json: Json = False,
+) -> None:
+    """What an experiment is: its settings, what the recipe changes, and what was published for it."""
+    from dataclasses import asdict
+
+    from analysis.published import published
+    from crm.config import Config, difference, run_id
+    from crm.recipes import QUIRKS
+
+    written = options.find_experiment(experiment)
+    config = options.with_changes(options.find_experiment(experiment, recipe), sets)
+    changed = difference(config, Config())
+    known = published().get(experiment)
+    quirks = {number: getattr(quirk, recipe) for number, quirk in QUIRKS.items()}
+    command = f"crm train {experiment}" + (f" --recipe {recipe}" if recipe != "clean" else "")
+    if json:
+        options.echo_json(
+            {
+                "experiment": experiment,
+                "recipe": recipe,
+                "run": run_id(config),
+                "command": command,
+                "settings": changed,
+                "changed_by_recipe": difference(options.find_experiment(experiment, recipe), written),
+                "quirks": quirks,
+                "published": asdict(known) if known else None,
+            }
+        )
+        return
+    typer.echo(f"{experiment}: {options.question('experiments', experiment)}\n\n  {command}   run {run_id(config)}\n")
+    typer.echo("Settings that differ from the defaults:")
+    typer.echo("\n".join(f"  {path} = {value}" for path, value in changed.items()) or "  none")
+    typer.echo(f"\nRecipe {recipe} (numbers are those of the method notes):")
+    typer.echo("\n".join(f"  {number:2}  {text}" for number, text in quirks.items()))
+    if known:
+        typer.echo(f"\nPublished: {known.miou:.1f} mIoU, {known.selection}\n  {known.source}")
+    else:
+        typer.echo("\nPublished: nothing was found")
 
 
 def doctor(runs: Runs = None, data: Data = None, json: Json = False) -> None:

@@ -11,7 +11,8 @@ import typer
 
 from crm.config import Config, override, parse_set
 from crm.machine import cores, home
-from crm.names import unknown
+from crm.names import chosen, unknown
+from crm.recipes import RECIPES
 from crm.sweep import Sweep
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change a setting (repeatable).")]
@@ -22,6 +23,7 @@ Data = Annotated[
 Seeds = Annotated[str, typer.Option("--seeds", metavar="0,1,2", help="Other seeds than the sweep's own.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Recipe = Annotated[str, typer.Option("--recipe", help="clean, or released: with the quirks of the released code.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 
 
@@ -46,10 +48,10 @@ def modules(package: str) -> list[str]:
     return sorted(info.name for info in pkgutil.iter_modules(import_module(package).__path__))
 
 
-def find_experiment(name: str) -> Config:
+def find_experiment(name: str, recipe: str = "clean") -> Config:
     if name not in modules("experiments"):
         raise unknown("experiment", name, modules("experiments"))
-    return import_module(f"experiments.{name}").config
+    return chosen("recipe", recipe, RECIPES)(import_module(f"experiments.{name}").config)
 
 
 def find_sweep(name: str, seeds: str = "") -> Sweep:

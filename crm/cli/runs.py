@@ -11,9 +11,9 @@ from uuid import uuid4
 import typer
 
 from crm.cli import options
-from crm.cli.options import Data, Device, Json, Runs, Set
+from crm.cli.options import Data, Device, Json, Recipe, Runs, Set
 from crm.conditions import CLEAN_TEST, Condition, suite
-from crm.machine import Machine, cores
+from crm.machine import Machine, cores, home, initial_file
 from crm.sweep import SELECTIONS
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def add_to(app: typer.Typer) -> None:
 
 def train(
     experiment: Annotated[str, typer.Argument(help="An experiment, as in `crm list experiments`.")],
+    recipe: Recipe = "clean",
     sets: Set = None,
     runs: Runs = None,
     data: Data = None,
@@ -40,10 +41,11 @@ def train(
     from crm.data.dataset import open_run_split
     from crm.records import open_run
 
-    config = options.with_changes(options.find_experiment(experiment), sets)
+    config = options.with_changes(options.find_experiment(experiment, recipe), sets)
     data_root = options.data_folder(data)
     for split in ("train", "val", "test"):
         open_run_split(config.data, split, data_root)  # refuses before anything is written
+    initial_file(config.model.init, None)
     folder = open_run(options.runs_folder(runs), config)
     _carry_out(folder, _machine(folder.parent, data_root, device, threads), "last", [CLEAN_TEST], json)
 
@@ -135,7 +137,7 @@ def _runs(runs: Path, prefix: str) -> list[Path]:
 
 
 def _machine(runs: Path, data: Path | None, device: str, threads: int) -> Machine:
-    return Machine(runs=runs, data=data, device=device, threads=threads or cores())
+    return Machine(runs=runs, data=data, weights=home() / "weights", device=device, threads=threads or cores())
 
 
 def _carry_out(folder: Path, machine: Machine, selection: str, conditions: Sequence[Condition], json: bool) -> None:

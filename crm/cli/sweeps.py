@@ -11,7 +11,7 @@ import typer
 from crm.cli import options
 from crm.cli.options import Data, Device, Json, Runs, Seeds, Set, Yes
 from crm.config import Config, difference, override, run_id
-from crm.machine import Machine, cores, home
+from crm.machine import Machine, cores, home, initial_file
 from crm.sweep import Cell, Sweep
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A sweep, as in `crm list sweeps`.")]
@@ -66,7 +66,13 @@ def sweep(
     left = [line for line in lines if line.todo]
     if left and not yes:
         _confirm(len(left))
-    machine = Machine(runs=folder, data=data_root, device=device, threads=threads or options.share_of_threads(workers))
+    machine = Machine(
+        runs=folder,
+        data=data_root,
+        weights=home() / "weights",
+        device=device,
+        threads=threads or options.share_of_threads(workers),
+    )
     try:
         failed = run_cells(name, found, cells, machine, workers, cluster, track, say, json)
     except KeyboardInterrupt:
@@ -209,9 +215,11 @@ def _cell_text(line: PlanLine) -> str:
 
 
 def check_data(cells: Sequence[Cell], data_root: Path | None) -> None:
-    """Refuses before anything starts if the data set of a cell is not there."""
+    """Refuses before anything starts if the data set of a cell is not there, or the weights it starts from."""
     from crm.data.dataset import open_run_split
 
+    for init in sorted({cell.config.model.init for cell in cells}):
+        initial_file(init, None)
     for data in {cell.config.data for cell in cells}:
         for split in ("train", "val", "test"):
             open_run_split(data, split, data_root)

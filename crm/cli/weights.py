@@ -27,6 +27,9 @@ def import_(
         str | None, typer.Option(help="Take everything but the weights from this experiment. [default: inferred]")
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="What a whole network predicts. [default: by classes]")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What model.init will call a backbone. [default: the file's name]")
+    ] = None,
     sets: Set = None,
     runs: Runs = None,
     json: Json = False,
@@ -43,17 +46,20 @@ def import_(
 
     base = options.find_experiment(experiment) if experiment else None
     source = read_source(file)
+    if KINDS[source.kind].whole and name:
+        raise ValueError(f"{file} is a whole network, which becomes a run: --name means nothing for it")
     if KINDS[source.kind].whole:
         made = import_network(source, options.runs_folder(runs), base, dataset, options.changes(sets))
     elif dataset or sets:
         raise ValueError(f"{file} is a backbone alone, so --dataset and --set mean nothing for it")
     else:
-        made = import_backbone(source, home() / "weights", base.model if base else None)
+        made = import_backbone(source, home() / "weights", base.model if base else None, name)
     if json:
         options.echo_json({"path": made.path, "run": made.path.name if made.whole else None, **asdict(made.report)})
         return
     typer.echo(report_text(made.report))
-    typer.echo(f"{made.path}" + (f"\nnext: crm evaluate {made.path.name}" if made.whole else ""))
+    next_step = f"crm evaluate {made.path.name}" if made.whole else f"--set model.init={made.path.stem}"
+    typer.echo(f"{made.path}\nnext: {next_step}")
 
 
 def export(

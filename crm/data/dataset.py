@@ -4,7 +4,7 @@ Torch-free. h w = height, width in pixels
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -29,9 +29,12 @@ def open_split(
     size: tuple[int, int] | None = None,
     limit: int = 0,
     seed: int | None = None,
+    carve_val: bool = True,
 ) -> "Split":
     """Frames of a split, resized to `size` (the data set's own by default); `limit` keeps the first n, 0 keeps all.
 
+    With `carve_val`, a data set without a val split gets one: the recordings that its spec holds out of train, which
+    are then not in train. Without, train is everything, and asking for val is refused.
     `seed` is of a synthetic data set's scenes, by default the spec's: the data are the same for all training seeds.
     Synthetic data have as many frames as `limit` says, also more than the split's default. Raises ValueError or
     FileNotFoundError, in words for people, if the data set, the split or its files do not exist.
@@ -51,15 +54,42 @@ def open_split(
         )
     layout = LAYOUTS[spec.layout]
     folder = locate(spec, data_root)
-    names = layout.names(spec, folder, split)
+    source, names, carved = _names(spec, folder, split, carve_val)
     if limit > len(names):
         raise ValueError(f"{spec.title} {split} has {len(names)} frames, fewer than the {limit} asked for")
     names = names[:limit] if limit else names
 
     def load(i: int) -> Frame:
-        return resize(layout.read(spec, folder, split, names[i]), (height, width))
+        return resize(layout.read(spec, folder, source, names[i]), (height, width))
 
-    return Split(spec, split, names, (height, width), load, [layout.files(folder, split, name) for name in names])
+    files = [layout.files(folder, source, name) for name in names]
+    return Split(spec, split, names, (height, width), load, files, carved)
+
+
+def _names(spec: DatasetSpec, folder: Path, split: str, carve_val: bool) -> tuple[str, list[str], bool]:
+    """The split of the files on disk that holds a split's frames, their names, and whether a carve-out made them."""
+    layout = LAYOUTS[spec.layout]
+    if spec.carve_out is None or split not in ("train", "val"):
+        return split, list(layout.names(spec, folder, split)), False
+    if not carve_val and split == "val":
+        raise ValueError(
+            f"{spec.title} has no val split; data.carve_val=True holds {spec.carve_out.share:.1%} of train out as val"
+        )
+    names = list(layout.names(spec, folder, "train"))
+    if not carve_val:
+        return "train", names, False
+    try:
+        held = spec.carve_out.held_out(names)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}; data.carve_val=False trains on all of them") from None
+    return "train", [name for name in names if (name in held) is (split == "val")], True
+
+
+def run_splits(data: Data) -> tuple[str, ...]:
+    """The splits a run has: train, val and test, but no val where the data set has none and none is carved out."""
+    spec = chosen("data set", data.dataset, DATASETS)
+    has_val = "val" in spec.splits or (spec.carve_out is not None and data.carve_val)
+    return ("train", "val", "test") if has_val else ("train", "test")
 
 
 @lru_cache(maxsize=4)
@@ -69,7 +99,14 @@ def open_run_split(data: Data, split: str, data_root: Path | None) -> "Split":
     Remembered, so that the runs of one worker decode or draw each frame once between them.
     """
     limits = {"train": data.train_images, "val": data.val_images, "test": data.test_images}
-    return open_split(data.dataset, split, data_root=data_root, size=data.size, limit=limits.get(split, 0))
+    return open_split(
+        data.dataset,
+        split,
+        data_root=data_root,
+        size=data.size,
+        limit=limits.get(split, 0),
+        carve_val=data.carve_val,
+    )
 
 
 def resize(frame: Frame, size: tuple[int, int]) -> Frame:
@@ -100,9 +137,10 @@ def manifest(split: "Split") -> dict[str, Any]:
             digest.update(name.encode() + b"\0")
             for path in paths:
                 digest.update(sha256(path.read_bytes()).digest())
-    night = sum(map(split.spec.is_night, split.names))
+    spec = split.spec
+    night = sum(map(spec.is_night, split.names))
     return {
-        "dataset": split.spec.name,
+        "dataset": spec.name,
         "split": split.name,
         "count": len(split),
         "day": len(split) - night,
@@ -110,7 +148,14 @@ def manifest(split: "Split") -> dict[str, Any]:
         "size": list(split.size),
         "sha256": digest.hexdigest(),
         **({"generator": split.origin["generator"]} if isinstance(split.origin, dict) else {}),
+        **({"carve_out": asdict(spec.carve_out)} if split.carved and spec.carve_out else {}),
+        **({"list": _variant(split)} if _variant(split) else {}),
     }
+
+
+def _variant(split: "Split") -> str | None:
+    """Which known variant of its list a split from files is."""
+    return None if isinstance(split.origin, dict) else split.spec.list_variant(split.name, split.names)
 
 
 class Split(Sequence[Frame]):
@@ -124,8 +169,10 @@ class Split(Sequence[Frame]):
         size: tuple[int, int],
         load: Callable[[int], Frame],
         origin: dict[str, Any] | list[list[Path]],
+        carved: bool = False,
     ) -> None:
         self.spec, self.name, self.size = spec, name, size
+        self.carved = carved  # whether the spec's carve-out decided which frames these are
         self.names = tuple(names)
         self.origin = origin  # the generator's arguments, or each frame's files
         self._load = load

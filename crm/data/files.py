@@ -1,72 +1,101 @@
-"""Data sets on disk: finding their folder, reading frames, and writing any frames in the MF layout.
+"""Data sets on disk: finding their folder, and reading and writing frames in the layouts they are published in.
 
-The MF layout: `images/NAME.png` has four channels, RGB and thermal where other pictures keep transparency (the colours
-are never premultiplied by it); `labels/NAME.png` has one channel of class ids; `SPLIT.txt` lists names, one per line.
+mf      `images/NAME.png` has four channels, RGB and thermal where other pictures keep transparency (the colours are
+        never premultiplied by it); `labels/NAME.png`; `SPLIT.txt` lists names.
+pst900  `SPLIT/rgb/NAME.png`, `SPLIT/thermal/NAME.png` (one 8-bit channel), `SPLIT/labels/NAME.png`; no lists.
+kp      NAME is setAA_VBBB_ICCCCC: `images/setAA/VBBB/visible/ICCCCC.jpg`, `images/setAA/VBBB/lwir/ICCCCC.jpg` (three
+        equal channels), `labels/NAME.png`; `SPLIT_day.txt` and `SPLIT_night.txt` list names.
+
+Labels have one channel of class ids, or a palette whose indexes are the ids. Torch-free.
 """
 
-import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from crm.data.frames import Frame
-from crm.data.specs import DatasetSpec
+from crm.data.pictures import read_label, read_list, read_picture, save_list, save_picture, unreadable
+from crm.data.specs import DATASETS, DatasetSpec
 from crm.names import unknown
+
+DAY, NIGHT = "_day", "_night"  # endings of the splits that are a part of another
 
 
 def locate(spec: DatasetSpec, data_root: Path | None) -> Path:
     """The data set's own folder; `data_root` is that folder or the one that holds it.
 
-    FileNotFoundError says where it was looked for, what it must hold and how to get it.
+    FileNotFoundError says where it was looked for, what it must hold, what is there instead and how to get it.
     """
-    need = LAYOUTS[spec.layout].needs
     if data_root is None:
         raise FileNotFoundError(f"{spec.title} is read from files: say where they are with --data. {_help(spec)}")
+    try:
+        data_root.stat()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"the folder {data_root} does not exist. {_help(spec)}") from None
+    except OSError as error:
+        unreadable(data_root, error)
+    layout = LAYOUTS[spec.layout]
     tried = [data_root / spec.folder, data_root]
     for folder in tried:
-        if all((folder / name).exists() for name in need):
+        if layout.recognise(folder):
             return folder
     looked = " and ".join(str(folder.absolute()) for folder in tried)
-    raise FileNotFoundError(f"{spec.title} was not found: looked in {looked} for {' and '.join(need)}. {_help(spec)}")
+    others = [other for other in DATASETS.values() if other.layout not in ("generated", spec.layout)]
+    found = [f"{folder} looks like {other.title}: use the data set {other.name!r} for it"
+             for other in others for folder in (*tried, data_root / other.folder)
+             if LAYOUTS[other.layout].recognise(folder)]  # fmt: skip
+    instead = f" {found[0]}." if found else ""
+    raise FileNotFoundError(
+        f"{spec.title} was not found: looked in {looked} for {layout.needs}.{instead} {_help(spec)}"
+    )
 
 
 def _help(spec: DatasetSpec) -> str:
     return f"To get it, {spec.get}. To try without files, use the data set 'synthetic'."
 
 
-def read_names(spec: DatasetSpec, folder: Path, split: str) -> list[str]:
-    """Names of a split's frames, in the order of its list."""
+def there(path: Path) -> bool:
+    """Whether there is such a file or folder; an error in words for people where that cannot be seen."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        unreadable(path, error)
+    return True
+
+
+def listed(spec: DatasetSpec, folder: Path, split: str) -> list[str]:
+    """The names in SPLIT.txt; of a day or night split that has no list of its own, those of the whole split."""
     listing = folder / f"{split}.txt"
-    if not listing.is_file():
-        there = sorted(path.stem for path in folder.glob("*.txt"))
-        if split not in spec.splits and split not in there:
-            raise unknown(f"{spec.title} split", split, {*spec.splits, *there})
-        raise FileNotFoundError(f"{listing} is missing; lists that are there: {', '.join(there) or 'none'}")
-    names = listing.read_text().split()
-    if not names:
-        raise ValueError(f"{listing} lists no frame")
-    name, times = Counter(names).most_common(1)[0]
-    if times > 1:
-        raise ValueError(f"{listing} lists {name} {times} times")
-    return names
+    if there(listing):
+        return read_list(listing)
+    for ending, night in ((DAY, False), (NIGHT, True)):
+        whole = split.removesuffix(ending)
+        if whole != split and whole in spec.splits and there(folder / f"{whole}.txt"):
+            return [name for name in read_list(folder / f"{whole}.txt") if spec.is_night(name) is night]
+    raise _missing_list(spec, folder, split, listing)
 
 
-def read_mf(spec: DatasetSpec, folder: Path, split: str, name: str) -> Frame:
-    """One frame in the MF layout, at its own size."""
-    picture, label = (_open(path, split) for path in files_mf(folder, split, name))
-    if picture.mode != "RGBA":
-        wanted = "four channels, red, green, blue, thermal (RGBA)"
-        raise ValueError(f"{folder / 'images' / name}.png must have {wanted}, not {picture.mode}")
-    if label.mode not in ("L", "P"):
-        raise ValueError(f"{folder / 'labels' / name}.png must have one 8-bit channel of class ids, not {label.mode}")
-    image, ids = np.asarray(picture), np.asarray(label)
-    _check_label(spec, image.shape[:2], ids, f"{folder / 'labels' / name}.png")
-    rgb, thermal = image[:, :, :3].copy(), image[:, :, 3].copy()
-    return Frame(name=name, rgb=rgb, thermal=thermal, label=ids.copy(), night=spec.is_night(name))
+def _missing_list(spec: DatasetSpec, folder: Path, split: str, listing: Path) -> ValueError | FileNotFoundError:
+    lists = sorted(path.stem for path in folder.glob("*.txt"))
+    if split not in spec.splits and split not in lists:
+        return unknown(f"{spec.title} split", split, {*spec.splits, *lists})
+    return FileNotFoundError(f"{listing} is missing; lists that are there: {', '.join(lists) or 'none'}")
+
+
+def _by_list(split: str) -> str:
+    return f"the list {split}.txt"
+
+
+# MF ------------------------------------------------------------------------------------------------------------------
+
+
+def recognise_mf(folder: Path) -> bool:
+    return all(there(folder / name) for name in ("images", "labels")) and not recognise_kp(folder)
 
 
 def files_mf(folder: Path, split: str, name: str) -> list[Path]:
@@ -74,61 +103,170 @@ def files_mf(folder: Path, split: str, name: str) -> list[Path]:
     return [folder / "images" / f"{name}.png", folder / "labels" / f"{name}.png"]
 
 
-def _open(path: Path, split: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing, but the list {split}.txt names it") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
-    return image
-
-
-def _check_label(spec: DatasetSpec, size: tuple[int, ...], ids: np.ndarray, path: str) -> None:
-    if ids.shape != size:
-        raise ValueError(f"{path} is {ids.shape[0]}x{ids.shape[1]} but its picture is {size[0]}x{size[1]}")
-    present = np.flatnonzero(np.bincount(ids.ravel(), minlength=256))
-    wrong = [int(i) for i in present if i >= len(spec.classes) and i != spec.ignore_index]
-    if wrong:
-        last = len(spec.classes) - 1
-        raise ValueError(
-            f"{path} has label id {wrong[0]}; {spec.title} has 0 to {last}, and {spec.ignore_index} for ignored pixels"
-        )
+def read_mf(spec: DatasetSpec, folder: Path, split: str, name: str) -> Frame:
+    """One frame in the MF layout, at its own size."""
+    picture, label = files_mf(folder, split, name)
+    wanted = "four channels, red, green, blue, thermal (RGBA)"
+    image = read_picture(picture, _by_list(split), ("RGBA",), wanted)
+    ids = read_label(label, _by_list(split), spec, image.shape[:2], "picture")
+    rgb, thermal = image[:, :, :3].copy(), image[:, :, 3].copy()
+    return Frame(name=name, rgb=rgb, thermal=thermal, label=ids, night=spec.is_night(name))
 
 
 def write_mf(splits: Mapping[str, Iterable[Frame]], folder: Path) -> Path:
     """Writes frames in the MF layout and returns the folder; each list comes after the files that it names."""
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    (folder / "labels").mkdir(exist_ok=True)
     for split, frames in splits.items():
         names = []
         for frame in frames:
-            four = np.concatenate([frame.rgb, frame.thermal[:, :, None]], axis=2)
             picture, label = files_mf(folder, split, frame.name)
-            _save(Image.fromarray(four, "RGBA"), picture)
-            _save(Image.fromarray(frame.label, "L"), label)
+            save_picture(np.dstack([frame.rgb, frame.thermal]), picture)
+            save_picture(frame.label, label)
             names.append(frame.name)
-        scratch = folder / f"{split}.txt.tmp"
-        scratch.write_text("".join(f"{name}\n" for name in names))
-        os.replace(scratch, folder / f"{split}.txt")
+        save_list(names, folder / f"{split}.txt")
     return folder
 
 
-def _save(image: Image.Image, path: Path) -> None:
-    scratch = path.with_suffix(".tmp")
-    image.save(scratch, format="PNG")
-    os.replace(scratch, path)
+# PST900 --------------------------------------------------------------------------------------------------------------
+
+
+def recognise_pst900(folder: Path) -> bool:
+    return any(there(folder / split / "rgb") for split in ("train", "test"))
+
+
+def names_pst900(spec: DatasetSpec, folder: Path, split: str) -> list[str]:
+    """Names of the pictures in SPLIT/rgb, sorted (the released code looks in rgb/ of the root, which no one has)."""
+    if split not in spec.splits:
+        raise unknown(f"{spec.title} split", split, spec.splits)
+    rgb = folder / split / "rgb"
+    if not there(rgb):
+        raise FileNotFoundError(f"{rgb} is missing; it should hold the colour pictures of {spec.title} {split}")
+    try:
+        names = sorted(path.stem for path in rgb.iterdir() if path.suffix == ".png" and not path.name.startswith("."))
+    except OSError as error:
+        unreadable(rgb, error)
+    if not names:
+        raise ValueError(f"{rgb} holds no picture; it should hold NAME.png for every frame of {spec.title} {split}")
+    return names
+
+
+def files_pst900(folder: Path, split: str, name: str) -> list[Path]:
+    """The files a frame is made of: RGB, thermal, label."""
+    return [folder / split / part / f"{name}.png" for part in ("rgb", "thermal", "labels")]
+
+
+def read_pst900(spec: DatasetSpec, folder: Path, split: str, name: str) -> Frame:
+    """One frame in the PST900 layout, at its own size; thermal is the camera's 8-bit picture, not thermal_raw."""
+    colour, heat, label = files_pst900(folder, split, name)
+    by = f"{colour.parent}"
+    rgb = read_picture(colour, by, ("RGB",), "three 8-bit channels (RGB)")
+    thermal = read_picture(heat, by, ("L",), "one 8-bit channel (thermal/, not thermal_raw/)")
+    _same_size(heat, thermal, rgb)
+    ids = read_label(label, by, spec, rgb.shape[:2], "picture")
+    return Frame(name=name, rgb=rgb, thermal=thermal, label=ids, night=spec.is_night(name))
+
+
+def write_pst900(splits: Mapping[str, Iterable[Frame]], folder: Path) -> Path:
+    """Writes frames in the PST900 layout and returns the folder; the RGB picture, which names a frame, comes last."""
+    for split, frames in splits.items():
+        for frame in frames:
+            colour, heat, label = files_pst900(folder, split, frame.name)
+            save_picture(frame.label, label)
+            save_picture(frame.thermal, heat)
+            save_picture(frame.rgb, colour)
+    return folder
+
+
+# KP ------------------------------------------------------------------------------------------------------------------
+
+KP_NAME = re.compile(r"(set\d\d)_(V\d\d\d)_(I\d+)")
+JPEG = {"quality": 95, "subsampling": 0}  # little is lost, and of every channel alike
+
+
+def recognise_kp(folder: Path) -> bool:
+    return there(folder / "images") and any((folder / "images").glob("set[0-9][0-9]"))
+
+
+def names_kp(spec: DatasetSpec, folder: Path, split: str) -> list[str]:
+    """Names in SPLIT_day.txt and SPLIT_night.txt together, sorted [released code]; for a day or night split, in one."""
+    parts = [split] if split.endswith((DAY, NIGHT)) else [split + DAY, split + NIGHT]
+    if split not in spec.splits:
+        raise _missing_list(spec, folder, split, folder / f"{split}.txt")
+    names = []
+    for part in parts:
+        listing = folder / f"{part}.txt"
+        if not there(listing):
+            raise _missing_list(spec, folder, part, listing)
+        names += read_list(listing)
+        if wrong := [name for name in names if not KP_NAME.fullmatch(name)]:
+            raise ValueError(f"{listing} lists {wrong[0]!r}; names should be as in set00_V000_I00050")
+    return sorted(names)
+
+
+def files_kp(folder: Path, split: str, name: str) -> list[Path]:
+    """The files a frame is made of: RGB, thermal, label."""
+    match = KP_NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name!r} is no name of the KP layout, as in set00_V000_I00050")
+    recording, part, number = match.groups()
+    pictures = [folder / "images" / recording / part / kind / f"{number}.jpg" for kind in ("visible", "lwir")]
+    return [*pictures, folder / "labels" / f"{name}.png"]
+
+
+def read_kp(spec: DatasetSpec, folder: Path, split: str, name: str) -> Frame:
+    """One frame in the KP layout, at its own size; thermal is the mean of the three channels it is stored in.
+
+    The mean is rounded to the nearest grey level; the released code keeps the thirds.
+    """
+    colour, heat, label = files_kp(folder, split, name)
+    by = _by_list(split) if split.endswith((DAY, NIGHT)) else _by_list(split + (NIGHT if spec.is_night(name) else DAY))
+    rgb = read_picture(colour, by, ("RGB",), "three 8-bit channels (RGB)")
+    stored = read_picture(heat, by, ("RGB", "L"), "three equal 8-bit channels, or one")
+    _same_size(heat, stored, rgb)
+    thermal = stored if stored.ndim == 2 else ((stored.sum(axis=2, dtype=np.uint16) + 1) // 3).astype(np.uint8)
+    ids = read_label(label, by, spec, rgb.shape[:2], "picture")
+    return Frame(name=name, rgb=rgb, thermal=thermal, label=ids, night=spec.is_night(name))
+
+
+def write_kp(splits: Mapping[str, Iterable[Frame]], folder: Path) -> Path:
+    """Writes frames in the KP layout (JPEG, so nearly the same pixels) and returns the folder; lists come last."""
+    for split, frames in splits.items():
+        names: dict[str, list[str]] = {DAY: [], NIGHT: []}
+        for frame in frames:
+            colour, heat, label = files_kp(folder, split, frame.name)
+            save_picture(frame.rgb, colour, **JPEG)
+            save_picture(np.dstack([frame.thermal] * 3), heat, **JPEG)
+            save_picture(frame.label, label)
+            names[NIGHT if frame.night else DAY].append(frame.name)
+        if not all(names.values()):
+            raise ValueError(f"the KP layout lists day and night apart: {split} needs frames of both")
+        for ending, those in names.items():
+            save_list(those, folder / f"{split}{ending}.txt")
+    return folder
+
+
+def _same_size(path: Path, thermal: np.ndarray, rgb: np.ndarray) -> None:
+    (height, width), (wanted_height, wanted_width) = thermal.shape[:2], rgb.shape[:2]
+    if (height, width) != (wanted_height, wanted_width):
+        raise ValueError(f"{path} is {height}x{width} but its RGB picture is {wanted_height}x{wanted_width}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Layout:
     """How a family of data sets lies on disk."""
 
-    needs: tuple[str, ...]  # what the folder must hold to be taken for the data set
-    names: Callable[[DatasetSpec, Path, str], list[str]]  # (spec, folder, split)
+    needs: str  # what the folder must hold to be taken for the data set, in words
+    recognise: Callable[[Path], bool]  # whether a folder holds that
+    names: Callable[[DatasetSpec, Path, str], Sequence[str]]  # (spec, folder, split)
     read: Callable[[DatasetSpec, Path, str, str], Frame]  # (spec, folder, split, name)
-    files: Callable[[Path, str, str], list[Path]]  # (folder, split, name)
+    files: Callable[[Path, str, str], list[Path]]  # (folder, split, name): pictures first, label last
+    write: Callable[[Mapping[str, Iterable[Frame]], Path], Path]  # frames of each split
 
 
-LAYOUTS = {"mf": Layout(needs=("images", "labels"), names=read_names, read=read_mf, files=files_mf)}
+LAYOUTS = {
+    "mf": Layout("images and labels", recognise_mf, listed, read_mf, files_mf, write_mf),
+    "pst900": Layout("train/rgb or test/rgb", recognise_pst900, names_pst900, read_pst900, files_pst900, write_pst900),
+    "kp": Layout("images/setAA", recognise_kp, names_kp, read_kp, files_kp, write_kp),
+}

@@ -98,7 +98,7 @@ def network_config(
     """The config of an imported network, and its number of classes."""
     try:
         found, own_classes = infer(source.weights)
-        found = replace(found, **_stated(source))
+        found = replace(found, init="none", **_stated(source))
         Config(model=found)  # refuses sizes that no network of ours can have
     except ValueError as error:
         raise ValueError(f"{source.path} looks like a {source.title}, but {error}") from error
@@ -107,7 +107,7 @@ def network_config(
         data = _data(dataset or _only_dataset(source, own_classes), None, "")
     else:
         data = base.data
-    model = found if base is None else replace(base.model, fusion=found.fusion)
+    model = found if base is None else replace(base.model, fusion=found.fusion, init="none")
     config = override(replace(base or Config(), data=data, model=model), changes)
     refuse_other_swin(found, config.model, str(source.path))
     if wrong := conflicts(config.model, found):
@@ -211,8 +211,8 @@ def _write_run(folder: Path, config: Config, model: Segmenter, step: int, origin
 # ---------------------------------------------------------------------------------------------- backbones
 
 
-def import_backbone(source: Source, folder: Path, wanted: Model | None = None) -> Imported:
-    """Puts both branches of an ImageNet Swin into the weights folder, as safetensors under the file's name.
+def import_backbone(source: Source, folder: Path, wanted: Model | None = None, name: str | None = None) -> Imported:
+    """Puts both branches of an ImageNet Swin into the weights folder, as safetensors under `name` or the file's own.
 
     ValueError if the Swin is not of the `wanted` size, and where another file of that name is there already.
     """
@@ -224,12 +224,14 @@ def import_backbone(source: Source, folder: Path, wanted: Model | None = None) -
     if wanted is not None:
         refuse_other_swin(found, wanted, str(source.path))
     _, report = fill(source, found, 1)
-    path = folder / f"{source.path.stem}.safetensors"
+    stem = name or source.path.stem
+    override(Config(), {"model.init": stem})  # refuses a name that no setting could hold
+    path = folder / f"{stem}.safetensors"
     meta = {"schema": SCHEMA, "kind": source.kind, "source": source.path.name, "sha256": source.sha256}
     # clones: the branches share their tensors, which safetensors refuses to write
     content = save({name: tensor.clone() for name, tensor in source.weights.items()}, {"crm": json.dumps(meta)})
     if path.exists() and path.read_bytes() != content:
-        raise ValueError(f"{path} is there already with other weights; rename one of the two files")
+        raise ValueError(f"{path} is there already with other weights; give another --name")
     write_bytes(path, content)
     return Imported(path=path, report=report, whole=False)
 
