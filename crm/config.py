@@ -50,6 +50,7 @@ class Model:
     drop_path: float = 0.3  # stochastic depth of the last block; grows linearly from 0
     fusion: str = "max"  # a key of crm.model.fusion.FUSIONS
     share_from: int = 4  # first Swin stage whose blocks both branches share; 4 shares none
+    sync_norm: bool = True  # the fusion norms see the images of all processes (False in the released code)
     width: int = 256  # channels of the pixel decoder and of a query
     queries: int = 100
     encoder_layers: int = 6  # deformable layers of the pixel decoder
@@ -97,6 +98,7 @@ class Optim:
     weight_decay: float = 0.05
     clip: float = 0.01  # global L2 norm of the gradient
     power: float = 0.9  # of the polynomial decay to zero
+    ema: float = 0.0  # decay per step of an average of the weights, which is what is evaluated; 0 is off
     schedule: str = "step"  # a key of crm.optim.SCHEDULES: what the decay counts
     warmup: int = 0  # steps of linear warm-up
 
@@ -111,6 +113,7 @@ class Config:
     batch: int = 14  # images per step
     steps: int = 35_000
     val_every: int = 280  # steps between validations; 0 is only at the end
+    test_best: bool = False  # also keep the checkpoint that is best on the test split, as the released code does
     seed: int = 0
 
     def __post_init__(self) -> None:

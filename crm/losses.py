@@ -10,14 +10,22 @@ from torch.nn import functional as F
 
 
 def class_loss(
-    logits: Float[Tensor, "*outer b q k"], target: Integer[Tensor, "*outer b q"], no_object: float
+    logits: Float[Tensor, "*outer b q k"],
+    target: Integer[Tensor, "*outer b q"],
+    no_object: float,
+    divisor: float | None = None,
 ) -> Float[Tensor, "*outer"]:
     """Cross-entropy over all queries of a batch; the last class has weight `no_object`, and the sum of the weights
-    divides (released code)."""
+    divides (released code), or the `divisor`, which is that sum over a larger batch."""
     missed = -logits.log_softmax(-1).gather(-1, target[..., None])[..., 0]
     weight = torch.where(target == logits.shape[-1] - 1, no_object, 1.0)  # float32, as the released buffer is
     weight = weight.to(missed.dtype)
-    return (missed * weight).sum((-2, -1)) / weight.sum((-2, -1))
+    return (missed * weight).sum((-2, -1)) / (weight.sum((-2, -1)) if divisor is None else divisor)
+
+
+def class_weights(matched: int, queries: int, no_object: float) -> float:
+    """The sum of the weights of `class_loss` over `queries` queries, of which `matched` have a class."""
+    return matched + (queries - matched) * no_object
 
 
 def mask_loss(

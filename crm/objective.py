@@ -5,7 +5,7 @@ H W = pixels, r = rows (one per pass, image and decoder output, in this order), 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crm import config
-from crm.losses import class_loss, dice_loss, mask_loss, self_distillation
+from crm.losses import class_loss, class_weights, dice_loss, mask_loss, self_distillation
 from crm.matching import Pairs, assign, matching_costs
+from crm.model.backbone import drawn_for
 from crm.model.pixel_decoder import at_least_float32
 from crm.model.query_decoder import Prediction
 from crm.model.segmenter import Hidden, Image, Maps, Segmenter
@@ -53,7 +54,23 @@ class Targets:
         return sum(len(present) for present in self.classes)
 
     def to(self, device: torch.device | str) -> "Targets":
-        return Targets(self.labels.to(device, non_blocking=True), self.classes, self.ignored, self.padded)
+        return replace(self, labels=self.labels.to(device, non_blocking=True))
+
+    def part(self, images: slice) -> "Targets":
+        """Those of some images."""
+        return replace(self, labels=self.labels[images], classes=self.classes[images])
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which images of a batch these are, where a step is computed in parts: micro-batches, or several processes.
+
+    The losses of the parts, and their gradients, add up to those of the whole batch (to rounding; only BatchNorm sees
+    the part alone).
+    """
+
+    first: int  # place of the first image in the whole batch
+    counts: tuple[int, ...]  # number of classes present in every image of the whole batch
 
 
 def make_targets(
@@ -120,7 +137,7 @@ def objective(
     loss: config.Loss,
     points: PointSource,
     head_passes: HeadPasses = "batched",
-    num_masks: float | None = None,
+    part: Part | None = None,
 ) -> Losses:
     """The total loss as coded by the authors, with the configured weights; terms of weight 0 cost nothing.
 
@@ -137,13 +154,14 @@ def objective(
         hidden: tokens hidden in the masked input; only needed if a masked term is.
         head_passes: "batched" runs all paths through branches and head together, "streamed" one by one, with less
             memory for intermediate results. Equal to rounding, but for the random draws of stochastic depth and points.
-        num_masks: what mask and dice loss are divided by, instead of this batch's number of masks (at least 1). If the
-            results of several calls (micro-batches, processes) are averaged, this is the mean number over them.
+        part: which images of a larger batch these are; None is a batch of their own.
     """
+    part = part or Part(0, tuple(map(len, targets.classes)))
     if hidden is None and (loss.masked or loss.complementary or loss.non_local):
         raise ValueError("loss.masked, loss.complementary and loss.non_local need a masked input: hidden is None")
     needed = needed_passes(loss)
-    maps = _maps(model, image, hidden, needed, together=head_passes == "batched")
+    with drawn_for(part.first, len(image), len(part.counts)):
+        maps = _maps(model, image, hidden, needed, together=head_passes == "batched")
     order = sorted(needed, key=lambda name: not needed[name])  # supervised ones first, else as listed
     final: dict[str, Tensor] = {}
     supervised: dict[str, dict[str, Tensor]] = {}
@@ -153,8 +171,9 @@ def objective(
         prediction = model.head(together, deep=bool(names), with_masks=len(names) * len(image))
         final |= zip(group, at_least_float32(prediction.class_logits[-1]).chunk(len(group)), strict=True)
         if names:
-            supervised |= _by_pass(set_losses(prediction, names, targets, loss, points, num_masks), names, loss)
-    return _weighted(supervised, final, loss)
+            with torch.autocast(image.device.type, enabled=False):
+                supervised |= _by_pass(set_losses(prediction, names, targets, loss, points, part), names, loss)
+    return _weighted(supervised, final, loss, share=len(image) / len(part.counts))
 
 
 def needed_passes(loss: config.Loss) -> dict[str, bool]:
@@ -206,18 +225,24 @@ def _by_pass(losses: SetLosses, names: Sequence[str], loss: config.Loss) -> dict
     return {name: {part: value[i] for part, value in parts.items()} for i, name in enumerate(names)}
 
 
-def _weighted(supervised: dict[str, dict[str, Tensor]], final: dict[str, Tensor], loss: config.Loss) -> Losses:
-    """The terms, from the supervised parts and the last class logits of every pass."""
+def _weighted(
+    supervised: dict[str, dict[str, Tensor]], final: dict[str, Tensor], loss: config.Loss, share: float
+) -> Losses:
+    """The terms, from the supervised parts and the last class logits of every pass.
+
+    Args:
+        share: of the images in the whole batch; what is a mean over images is scaled by it.
+    """
     terms, details = {}, {}
     for name, parts in supervised.items():
         weighted = {part: getattr(loss, name) * value for part, value in parts.items()}
         terms[name] = torch.stack(list(weighted.values())).sum()
         details |= {f"{name}/{part}": value.detach() for part, value in weighted.items()}
     if loss.complementary:
-        terms["complementary"] = loss.complementary * self_distillation(final["fused"], final["masked"])
+        terms["complementary"] = share * loss.complementary * self_distillation(final["fused"], final["masked"])
     if loss.non_local:
         rgb, thermal = (self_distillation(final["fused"], final[f"{name}_masked"]) for name in ("rgb", "thermal"))
-        terms["non_local"] = loss.non_local * (rgb + thermal)
+        terms["non_local"] = share * loss.non_local * (rgb + thermal)
     return Losses(terms, details)
 
 
@@ -227,12 +252,13 @@ def set_losses(
     targets: Targets,
     loss: config.Loss,
     points: PointSource,
-    num_masks: float | None = None,
+    part: Part | None = None,
 ) -> SetLosses:
     """Supervised losses of all decoder outputs of the passes `names`, the first parts of the prediction's batch.
 
     Every output is matched anew (released code); all of them in one computation.
     """
+    part = part or Part(0, tuple(map(len, targets.classes)))
     passes, images, outputs = len(names), len(targets.classes), len(prediction.class_logits)
     mask_logits = at_least_float32(prediction.mask_logits.transpose(0, 1).flatten(0, 1))
     class_logits = at_least_float32(prediction.class_logits[:, : passes * images].transpose(0, 1).flatten(0, 1))
@@ -246,6 +272,8 @@ def set_losses(
         candidates=int(loss.oversample * loss.points),
         extra=loss.points - kept,
         device=device,
+        first=part.first,
+        whole=[min(queries, count) for count in part.counts],
     )
     draw = points(plan)
     skip = [IGNORED] * (targets.ignored and not loss.count_ignored)
@@ -259,13 +287,14 @@ def set_losses(
     target[pairs.row, pairs.query] = pairs.category
     by_output = (passes, images, outputs)
     logits, target = (rows.unflatten(0, by_output).transpose(1, 2) for rows in (class_logits, target))
-    classes = class_loss(logits, target, loss.no_object)
+    everything = class_weights(sum(plan.whole), queries * len(plan.whole), loss.no_object)
+    classes = class_loss(logits, target, loss.no_object, everything if len(plan.whole) > images else None)
     matched = mask_logits.flatten(0, 1)[pairs.row * queries + pairs.query]
     with torch.no_grad():
         where, inside, weight = _loss_points(matched, pairs, targets, image_of, skip, draw, plan.candidates, kept)
     values = sample_maps(matched[:, None], where)[:, 0]
     place = pairs.row // (images * outputs) * outputs + pairs.row % outputs  # pass and output
-    count = max(float(targets.num_masks) if num_masks is None else num_masks, 1.0)
+    count = max(float(sum(part.counts)), 1.0)
     masks, dice = (
         values.new_zeros(passes * outputs).index_add(0, place, each).view(passes, outputs) / count
         for each in (mask_loss(values, inside, weight), dice_loss(values, inside, weight))

@@ -26,6 +26,8 @@ class Plan(NamedTuple):
     candidates: int  # points per pair, of which the most uncertain are kept
     extra: int  # points per pair that are kept anyway
     device: torch.device
+    first: int = 0  # place of the first image in the whole batch, where a step is computed in parts
+    whole: Sequence[int] = ()  # pairs per image of the whole batch; () is `pairs`
 
     @property
     def rows(self) -> int:
@@ -50,32 +52,65 @@ PointSource = Callable[[Plan], Draw]
 class RandomPoints:
     """Uniform points, drawn for all rows and pairs together.
 
-    One set is drawn per request and moved, around the borders, by an own random shift for every row or pair. Points of
-    a row are independent, and so are those of two rows at the same place in the set; it takes a tenth of the time.
+    For every pass one set is drawn per request and moved, around the borders, by an own random shift for every row or
+    pair. Points of a row are independent, and so are those of two rows at the same place in the set; it takes a tenth
+    of the time. Shifts are drawn for the whole batch, so that its parts have the points that it would have.
     """
 
     generator: torch.Generator
 
     def __call__(self, plan: Plan) -> Draw:
-        return _Random(self.generator, plan)
+        whole = list(plan.whole or plan.pairs)
+        rows = slice(plan.first * plan.outputs, (plan.first + len(plan.pairs)) * plan.outputs)
+        before = sum(whole[: plan.first]) * plan.outputs
+        pairs = slice(before, before + sum(plan.pairs) * plan.outputs)
+        drawn = [
+            (
+                _Shifted.drawn(self.generator, len(whole) * plan.outputs, rows, plan.match),
+                _Shifted.drawn(self.generator, sum(whole) * plan.outputs, pairs, plan.candidates),
+                _Shifted.drawn(self.generator, sum(whole) * plan.outputs, pairs, plan.extra),
+            )
+            for _ in plan.passes
+        ]
+        return _Random(*(_Shifted.joined(parts, plan.device) for parts in zip(*drawn, strict=True)))
+
+
+class _Shifted(NamedTuple):
+    """Sets of points, and for every line the set it takes and by how much it moves it."""
+
+    sets: Float[Tensor, "s p 2"]
+    of: Integer[Tensor, " n"]
+    shifts: Float[Tensor, "n 2"]
+
+    @classmethod
+    def drawn(cls, generator: torch.Generator, lines: int, kept: slice, points: int) -> "_Shifted":
+        """One set, and the shifts of the kept lines among all."""
+        numbers = torch.rand(lines + points, 2, generator=generator, device=generator.device)
+        shifts = numbers[:lines][kept]
+        return cls(numbers[None, lines:], torch.zeros(len(shifts), dtype=torch.long, device=generator.device), shifts)
+
+    @classmethod
+    def joined(cls, parts: Sequence["_Shifted"], device: torch.device) -> "_Shifted":
+        """The sets and the lines of several, one after another."""
+        of = torch.cat([part.of + number for number, part in enumerate(parts)])
+        sets, shifts = torch.cat([part.sets for part in parts]), torch.cat([part.shifts for part in parts])
+        return cls(sets.to(device), of.to(device), shifts.to(device))
+
+    def points(self, lines: slice) -> Float[Tensor, "n p 2"]:
+        return (self.sets[self.of[lines]] + self.shifts[lines, None]).frac_()
 
 
 @dataclass(frozen=True)
 class _Random:
-    generator: torch.Generator
-    plan: Plan
+    matching: _Shifted
+    candidates: _Shifted
+    extra: _Shifted
 
     def match(self, rows: slice) -> Float[Tensor, "r p 2"]:
-        return self._uniform(rows.stop - rows.start, self.plan.match)
+        return self.matching.points(rows)
 
     def loss(self, pairs: slice) -> tuple[Float[Tensor, "n p 2"], Float[Tensor, "n e 2"]]:
-        count = pairs.stop - pairs.start
-        return self._uniform(count, self.plan.candidates), self._uniform(count, self.plan.extra)
-
-    def _uniform(self, count: int, points: int) -> Float[Tensor, "n p 2"]:
-        drawn = torch.rand(count + points, 2, generator=self.generator, device=self.generator.device)
-        shift, common = drawn.to(self.plan.device).split([count, points])
-        return (shift[:, None] + common).frac_()
+        return self.candidates.points(pairs), self.extra.points(pairs)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from crm.losses import class_loss, dice_loss, mask_loss, self_distillation
 from crm.matching import assign
 from crm.model.query_decoder import Prediction
 from crm.model.segmenter import Segmenter, build_segmenter
-from crm.objective import make_targets, needed_passes, objective, set_losses
+from crm.objective import Part, make_targets, needed_passes, objective, set_losses
 from crm.points import OUTSIDE, PADDED, Plan, RandomPoints, ReleasedPoints, class_shares, label_corners, sample_maps
 
 IGNORE = 255
@@ -182,12 +182,51 @@ def test_what_counts_is_all_there_is_without_padded_or_ignored_pixels():
     assert torch.equal(either[0].masks, either[1].masks)
 
 
-def test_num_masks_replaces_the_number_that_divides():
-    given = set_losses(prediction(3), ["fused"], TARGETS, LOSS, ReleasedPoints(random()), 2.0 * TARGETS.num_masks)
-    own = set_losses(prediction(3), ["fused"], TARGETS, LOSS, ReleasedPoints(random()))
-    torch.testing.assert_close(2 * given.masks, own.masks)
-    torch.testing.assert_close(2 * given.dice, own.dice)
-    torch.testing.assert_close(given.classes, own.classes)
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+@pytest.mark.parametrize("sizes", [(3,), (1, 2), (2, 1), (1, 1, 1)])
+def test_the_parts_of_a_batch_add_up_to_it(sizes, drop_path):
+    """Losses and gradients, with random points and stochastic depth; the norms are frozen, for they see the part."""
+    torch.manual_seed(0)
+    part = Model(
+        init="none", embed=8, depths=(1, 2, 1, 1), heads=(1, 1, 2, 2), drop_path=drop_path, width=32, queries=6,
+        encoder_layers=1, encoder_ffn=16, decoder_layers=2, decoder_ffn=16, decoder_heads=4,
+    )  # fmt: skip
+    network = build_segmenter(part, num_classes=4).double()
+    network.backbone.fusion_norms.eval()
+    labels = LABELS.clone()
+    labels[1] = 2  # one class alone: parts with unequal numbers of masks
+    targets = make_targets(labels, 4, IGNORE)
+    counts = tuple(map(len, targets.classes))
+
+    def losses(first: int, size: int):
+        torch.manual_seed(3)
+        images = slice(first, first + size)
+        points = RandomPoints(random(4))
+        return objective(
+            network,
+            IMAGE[images].double(),
+            HIDDEN[images],
+            targets.part(images),
+            LOSS,
+            points,
+            part=Part(first, counts),
+        )
+
+    torch.manual_seed(3)
+    whole = objective(network, IMAGE.double(), HIDDEN, targets, LOSS, RandomPoints(random(4)))
+    expected = gradients(network, whole)
+    network.zero_grad()
+    firsts = [sum(sizes[:i]) for i in range(len(sizes))]
+    terms = dict.fromkeys(whole.terms, 0.0)
+    for first, size in zip(firsts, sizes, strict=True):
+        share = losses(first, size)
+        share.total.backward()
+        terms = {name: terms[name] + value.item() for name, value in share.terms.items()}
+    assert terms == pytest.approx({name: value.item() for name, value in whole.terms.items()}, rel=1e-6)
+    found = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7 * gradient.norm().item() + 1e-12)
 
 
 def test_the_assignment_is_the_cheapest_of_all():

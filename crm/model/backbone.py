@@ -3,7 +3,9 @@
 b = batch, h w = height and width in tokens (H W in pixels), c = channels, n = tokens of a window, i = input channels
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 
 import torch
@@ -40,12 +42,56 @@ def _band(side: int, window: int, shift: int, device: torch.device) -> Tensor:
     return (place >= side - window).long() + (place >= side - shift).long()
 
 
+_drawn: ContextVar[tuple[int, int, int] | None] = ContextVar("_drawn", default=None)
+
+
+@contextmanager
+def drawn_for(first: int, images: int, whole: int) -> Iterator[None]:
+    """Inside, random draws per image are made for a batch of `whole` images, of which these are some, from `first` on.
+
+    So a batch computed in parts, each from the same seed, has the draws that it has as a whole.
+    """
+    token = _drawn.set((first, images, whole))
+    try:
+        yield
+    finally:
+        _drawn.reset(token)
+
+
+class StochasticDepth(nn.Module):
+    """Drops a residual branch for whole images in training and scales the others (timm's DropPath, drawn per batch)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Float[Tensor, "b *_"]) -> Float[Tensor, "b *_"]:
+        if not (self.training and self.rate):
+            return x
+        first, images, whole = _drawn.get() or (0, len(x), len(x))
+        draws = torch.rand(len(x) // images, whole, device=x.device)[:, first : first + images]
+        kept = (draws >= self.rate).to(x.dtype) / (1 - self.rate)
+        return x * kept.view(-1, *[1] * (x.ndim - 1))
+
+
 class Block(SwinTransformerBlock):
     """timm's block with the attention windows of the released code.
 
     The map is padded, then rolled, then partitioned, and always shifted, however small it is (timm rolls first). Padded
     tokens are attended to: their query, key and value are the bias. The two linear layers run on real tokens only.
     """
+
+    def __init__(self, channels: int, heads: int, window: int, shift: int, drop_path: float) -> None:
+        super().__init__(
+            channels,
+            input_resolution=(window, window),
+            num_heads=heads,
+            window_size=window,
+            shift_size=shift,
+            always_partition=True,
+            dynamic_mask=True,
+        )
+        self.drop_path1 = self.drop_path2 = StochasticDepth(drop_path)
 
     def _attn(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
         b, h, w, _ = x.shape
@@ -77,16 +123,7 @@ class Stage(nn.Module):
         super().__init__()
         self.blocks = nn.Sequential(
             *(
-                Block(
-                    channels,
-                    input_resolution=(window, window),
-                    num_heads=heads,
-                    window_size=window,
-                    shift_size=window // 2 * (i % 2),
-                    always_partition=True,
-                    dynamic_mask=True,
-                    drop_path=rate,
-                )
+                Block(channels, heads, window, window // 2 * (i % 2), rate)
                 for i, rate in enumerate(drop_path)
             )
         )

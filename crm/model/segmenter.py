@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from crm import config
 from crm.model.backbone import STAGES, SwinBranch
 from crm.model.fusion import FUSIONS
+from crm.model.norm import BatchNorm
 from crm.model.pixel_decoder import PixelDecoder, at_least_float32
 from crm.model.query_decoder import Prediction, QueryDecoder
 from crm.names import chosen
@@ -37,7 +38,7 @@ def build_segmenter(model: config.Model, num_classes: int) -> "Segmenter":
     thermal = SwinBranch(1, *swin, shared=rgb, share_from=model.share_from)
     channels = [model.embed * 2**i for i in range(STAGES)]
     return Segmenter(
-        Backbone(rgb, thermal, channels, chosen("fusion", model.fusion, FUSIONS)),
+        Backbone(rgb, thermal, channels, chosen("fusion", model.fusion, FUSIONS), model.sync_norm),
         PixelDecoder(channels, model.width, model.encoder_layers, model.decoder_heads, model.encoder_ffn),
         QueryDecoder(
             num_classes, model.width, model.queries, model.decoder_layers, model.decoder_heads, model.decoder_ffn
@@ -49,13 +50,18 @@ class Backbone(nn.Module):
     """Both branches, and what only the fused path has: the fusion and one BatchNorm per level."""
 
     def __init__(
-        self, rgb: SwinBranch, thermal: SwinBranch, channels: Sequence[int], fusion: Callable[[Tensor, Tensor], Tensor]
+        self,
+        rgb: SwinBranch,
+        thermal: SwinBranch,
+        channels: Sequence[int],
+        fusion: Callable[[Tensor, Tensor], Tensor],
+        sync_norm: bool,
     ) -> None:
         super().__init__()
         self.rgb = rgb
         self.thermal = thermal
         self.fusion = fusion
-        self.fusion_norms = nn.ModuleList(nn.BatchNorm2d(wide) for wide in channels)
+        self.fusion_norms = nn.ModuleList(BatchNorm(wide, sync_norm) for wide in channels)
 
 
 class Segmenter(nn.Module):

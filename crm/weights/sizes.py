@@ -19,7 +19,7 @@ NAMED = {
     "Swin-L": (192, (2, 2, 18, 2)),
 }
 SWIN = ("embed", "depths", "heads", "window")
-FREE = ("init", "drop_path", "fusion", "share_from")  # what tensors cannot say for certain
+FREE = ("init", "drop_path", "fusion", "share_from", "sync_norm")  # what tensors cannot say for certain
 
 Weights = Mapping[str, Tensor]
 
