@@ -181,7 +181,7 @@ def _check(config: Config) -> None:
             "masking.cover_padding=False cuts the grid at the edge"
         )
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", model.init):
-        raise ValueError(f"model.init names a file of the weights folder without its ending, or none; not {model.init!r}")
+        raise ValueError(f"model.init takes none or the name of a file of the weights folder, not {model.init!r}")
     if len(model.depths) != 4 or len(model.heads) != 4:
         raise ValueError(f"model.depths and model.heads need 4 stages, not {model.depths} and {model.heads}")
     for stage, heads in enumerate(model.heads):
@@ -251,11 +251,15 @@ def _as(old: Any, value: Any, path: str) -> Any:
     raise ValueError(f"{path} takes a {type(old).__name__}, as in {old!r}, not {value!r}")
 
 
-def parse_set(text: str) -> tuple[str, Any]:
-    """`masking.ratio=0.3` as path and value; what is not a Python literal is a string."""
+def parse_set(text: str, takes: str = "--set takes path=value, as in masking.ratio=0.3") -> tuple[str, Any]:
+    """`masking.ratio=0.3` as path and value; what is not a Python literal is a string.
+
+    Args:
+        takes: what the option takes, for the message.
+    """
     path, equals, value = text.partition("=")
     if not equals:
-        raise ValueError(f"--set takes path=value, as in masking.ratio=0.3, not {text!r}")
+        raise ValueError(f"{takes}, not {text!r}")
     value = {"true": "True", "false": "False"}.get(value.strip().lower(), value.strip())
     try:
         return path.strip(), ast.literal_eval(value)

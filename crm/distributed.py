@@ -33,7 +33,7 @@ class World:
 
 
 def announced() -> World:
-    """What the launcher says about this process: torchrun's variables, else those of a Slurm step with several tasks."""
+    """What the launcher says: torchrun's variables, else those of a Slurm step with several tasks."""
     found = os.environ
     if "TORCHELASTIC_RUN_ID" in found or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= found.keys():
         return World(int(found["RANK"]), int(found["WORLD_SIZE"]), int(found.get("LOCAL_RANK", 0)))
@@ -49,9 +49,8 @@ def join(device: str) -> World:
         if "MASTER_ADDR" not in os.environ:
             os.environ["MASTER_ADDR"] = _first_node(os.environ["SLURM_STEP_NODELIST"])
             os.environ["MASTER_PORT"] = str(20_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000)
-        dist.init_process_group(
-            chosen("device", device.partition(":")[0], BACKENDS), rank=world.rank, world_size=world.size, timeout=TIMEOUT
-        )
+        backend = chosen("device", device.partition(":")[0], BACKENDS)
+        dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
     return world
 
 
@@ -62,8 +61,9 @@ def _first_node(nodes: str) -> str:
 
 
 def leave() -> None:
-    """Ends what `join` began."""
+    """Ends what `join` began, when all have come here: who leaves early takes the others' connections away."""
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 
@@ -79,6 +79,15 @@ def add_up(tensor: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
+
+
+def any_of(flag: bool) -> bool:
+    """Whether any process says so."""
+    if not dist.is_initialized():
+        return flag
+    found = torch.tensor(int(flag), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(found)
+    return bool(found.item())
 
 
 def gathered(value: Any) -> list[Any]:

@@ -1,20 +1,26 @@
 """Evaluating a trained network under conditions, at a cost that does not multiply.
 
-b = batch, h w = pixels, k = classes
+b = batch, k = classes, h w = pixels of a frame as the network sees it, H W = pixels of its label
 
 The two branches are independent until fusion, so the maps of one modality under one degradation are computed once per
 batch and shared by all conditions that need them: R kinds of RGB and T kinds of thermal cost R + T branch passes.
+
+Predictions are made and counted at the label's own size, whatever size the frames were resized to. On a data set of
+other classes than the network's, `crm.data.mapping` says what counts.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import interpolate
 
+from crm.calibration import CONFIDENCE, histogram
 from crm.checkpoint import load_checkpoint
 from crm.conditions import PICTURED, Condition, Degradation
 from crm.config import Config
@@ -22,12 +28,16 @@ from crm.confusion import Evaluation, confusion_matrix, save_evaluation
 from crm.corruptions import corrupt
 from crm.data.dataset import Split, open_run_split
 from crm.data.frames import Frame
+from crm.data.mapping import OTHER, Mapping, mapping
+from crm.data.specs import DATASETS, DatasetSpec
 from crm.data.transforms import collate
 from crm.machine import Machine
+from crm.model.query_decoder import Prediction
 from crm.model.segmenter import Modality, Segmenter, build_segmenter, semantic_scores
-from crm.records import Claim, append, evaluation, file_hash
+from crm.records import Claim, append, evaluation, file_hash, trained_on
 
 Maps = list[Tensor]  # a branch's four feature maps
+Answer = tuple[np.ndarray, np.ndarray]  # of one image: class (H, W) uint8, and confidence in it (H, W) float32
 
 AT_ONCE = 16  # images evaluated together at least; without gradients they need little memory
 
@@ -42,21 +52,25 @@ def evaluate_run(
 ) -> bool:
     """Evaluates the selected checkpoint of a trained run; False if `stop` asked it to end before.
 
-    Conditions of one split are computed together and written one by one, so what is written is never computed again.
+    Conditions of one split are computed together and written one by one, so what is written is never computed again. A
+    stop between two batches loses what was computed of the split.
     """
     if not conditions:
         return True
     path = claim.folder / "checkpoints" / f"{selection}.safetensors"
     checkpoint = load_checkpoint(path)
+    trained = DATASETS[trained_on(claim.folder)]
     made_by = {"selection": selection, "step": checkpoint.meta["step"], "checkpoint_sha256": file_hash(path)}
     for name in sorted({condition.split for condition in conditions}):
         if stop():
             return False
-        split = open_run_split(config.data, name, machine.data)
-        model = build_segmenter(config.model, split.spec.num_classes).to(machine.device)
+        split = open_run_split(config.data, name, machine.data, machine.cache)
+        model = build_segmenter(config.model, trained.num_classes).to(machine.device)
         model.load_state_dict(checkpoint.weights)
         wanted = [condition for condition in conditions if condition.split == name]
-        for condition, result in evaluate(model, split, wanted, max(config.batch, AT_ONCE), machine.device):
+        for condition, result in evaluate(
+            model, split, wanted, max(config.batch, AT_ONCE), machine.device, trained, stop
+        ):
             claim.check()
             result = replace(result, meta={**result.meta, **made_by})
             save_evaluation(evaluation(claim.folder, selection, condition), result)
@@ -72,50 +86,115 @@ def evaluate_run(
     return True
 
 
-@torch.no_grad()
 def evaluate(
-    model: Segmenter, split: Split, conditions: Sequence[Condition], batch: int, device: str
+    model: Segmenter,
+    split: Split,
+    conditions: Sequence[Condition],
+    batch: int,
+    device: str,
+    trained: DatasetSpec | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[Condition, Evaluation]]:
-    """Each condition with its per-image confusion matrices, every image of the split counted exactly once."""
-    model.eval()
+    """Each condition with its per-image evidence, every image of the split counted exactly once.
+
+    Nothing if `stop` asked to end before. `trained` is the data set whose classes and normalisation the network has, by
+    default the split's. ValueError if the two share no class.
+    """
+    spec = trained or split.spec
+    shared = mapping(spec, split.spec)
     began = time.monotonic()
-    matrices: dict[Condition, list[np.ndarray]] = {condition: [] for condition in conditions}
-    pictures: dict[Condition, list[np.ndarray]] = {condition: [] for condition in conditions if condition in PICTURED}
-    names, night = [], []
-    for start in range(0, len(split), batch):
-        frames = [split[index] for index in range(start, min(start + batch, len(split)))]
-        names += [frame.name for frame in frames]
-        night += [frame.night for frame in frames]
-        for condition, predictions in _predict(model, split.spec, frames, conditions, device):
-            for frame, prediction in zip(frames, predictions, strict=True):
-                matrix = confusion_matrix(frame.label, prediction, split.spec.num_classes, split.spec.ignore_index)
-                matrices[condition].append(matrix.astype(np.int32))
-                if condition in pictures:
-                    pictures[condition].append(prediction)
+    found = _evidence(model, split, spec, shared, conditions, batch, device, stop)
     seconds = round((time.monotonic() - began) / max(1, len(conditions)), 3)
-    for condition in conditions:
-        maps = np.stack(pictures[condition]) if condition in pictures else None
-        meta = _meta(split, condition, seconds)
-        yield condition, Evaluation(np.stack(matrices[condition]), np.array(names), np.array(night), maps, meta)
+    names, night = list(split.names), [split.spec.is_night(name) for name in split.names]
+    for condition, (matrices, histograms, pictures) in found.items():
+        yield (
+            condition,
+            Evaluation(
+                confusion=np.stack(matrices),
+                names=np.array(names),
+                night=np.array(night),
+                predictions=np.stack(pictures) if pictures else None,
+                meta=_meta(split, spec, shared, condition, seconds),
+                calibration=np.stack(histograms),
+            ),
+        )
 
 
-def _meta(split: Split, condition: Condition, seconds: float) -> dict[str, Any]:
+class _Evidence(NamedTuple):
+    """Of one condition, an item per image."""
+
+    matrices: list[np.ndarray]
+    histograms: list[np.ndarray]
+    pictures: list[np.ndarray]  # none where the condition keeps none
+
+
+@torch.no_grad()
+def _evidence(
+    model: Segmenter,
+    split: Split,
+    spec: DatasetSpec,
+    shared: Mapping | None,
+    conditions: Sequence[Condition],
+    batch: int,
+    device: str,
+    stop: Callable[[], bool],
+) -> dict[Condition, _Evidence]:
+    """By condition; empty if asked to stop."""
+    model.eval()
+    num_classes = len(shared.classes) if shared else spec.num_classes
+    ignore_index = shared.ignore_index if shared else split.spec.ignore_index
+    found = {condition: _Evidence([], [], []) for condition in conditions}
+    for start in range(0, len(split), batch):
+        if stop():
+            return {}
+        indices = range(start, min(start + batch, len(split)))
+        frames, labels = [split[i] for i in indices], [split.native_label(i) for i in indices]
+        if shared:
+            labels = [shared.labels[label] for label in labels]
+        sizes = [(label.shape[0], label.shape[1]) for label in labels]
+        for condition, answers in _predict(model, spec, frames, sizes, conditions, shared, device):
+            matrices, histograms, pictures = found[condition]
+            for frame, label, (prediction, confidence) in zip(frames, labels, answers, strict=True):
+                matrix = confusion_matrix(label, prediction, num_classes, ignore_index)
+                matrices.append(matrix.astype(np.int32))
+                counted = label != ignore_index
+                histograms.append(histogram(confidence[counted], (prediction == label)[counted]))
+                if condition in PICTURED:
+                    pictures.append(_shrunk(prediction, frame.size))
+    return found
+
+
+def _meta(
+    split: Split, trained: DatasetSpec, shared: Mapping | None, condition: Condition, seconds: float
+) -> dict[str, Any]:
     spec = split.spec
-    return {
+    about = {
         "condition": condition.name,
         "split": condition.split,
         "dataset": spec.name,
         "classes": list(spec.classes),
         "ignore_index": spec.ignore_index,
         "size": list(split.size),
+        "confidence": CONFIDENCE,
         "seconds": seconds,
     }
+    if shared:
+        taken = {name: shared.classes[i] for name, i in zip(trained.classes, shared.predictions, strict=True) if i}
+        about |= {"classes": list(shared.classes), "ignore_index": shared.ignore_index, "unscored": [OTHER]}
+        about |= {"trained_on": trained.name, "mapping": taken}
+    return about
 
 
 def _predict(
-    model: Segmenter, spec: Any, frames: Sequence[Frame], conditions: Sequence[Condition], device: str
-) -> Iterator[tuple[Condition, list[np.ndarray]]]:
-    """Each condition with one (h, w) uint8 class map per frame."""
+    model: Segmenter,
+    spec: DatasetSpec,
+    frames: Sequence[Frame],
+    sizes: Sequence[tuple[int, int]],
+    conditions: Sequence[Condition],
+    shared: Mapping | None,
+    device: str,
+) -> Iterator[tuple[Condition, list[Answer]]]:
+    """Each condition with the answer for every frame, at the size of its label."""
     maps: dict[tuple[str, Degradation], Maps] = {}
 
     def branch(side: Modality, how: Degradation) -> Maps:
@@ -133,18 +212,52 @@ def _predict(
         else:
             features = model.fuse(branch("rgb", rgb), branch("thermal", thermal))
         padded = (4 * features[0].shape[2], 4 * features[0].shape[3])
-        classes = semantic_scores(model.head(features), padded).argmax(dim=1).to(torch.uint8).cpu().numpy()
-        yield (
-            condition,
-            [
-                picture[: frame.label.shape[0], : frame.label.shape[1]]
-                for picture, frame in zip(classes, frames, strict=True)
-            ],
-        )
+        prediction = model.head(features, deep=False)
+        answers = []
+        for i, (frame, size) in enumerate(zip(frames, sizes, strict=True)):
+            answers.append(answer(image_scores(prediction, i, padded, frame.size, size), shared))
+        yield condition, answers
+
+
+def image_scores(
+    prediction: Prediction, index: int, padded: tuple[int, int], valid: tuple[int, int], size: tuple[int, int]
+) -> Float[Tensor, "k H W"]:
+    """Class scores of one image of a batch at `size`, to which the `valid` part of the padded input is stretched.
+
+    The order of the released code: scores at the padded size, the padding cut off, then bilinear to the wanted size.
+    """
+    one = Prediction(*(logits[-1:, index : index + 1] for logits in prediction))
+    scores = semantic_scores(one, padded)[:, :, : valid[0], : valid[1]]
+    if size != valid:
+        scores = interpolate(scores, size, mode="bilinear", align_corners=False)
+    return scores[0]
+
+
+def answer(scores: Float[Tensor, "k H W"], shared: Mapping | None = None) -> Answer:
+    """The class with the highest score, and the confidence in it (`crm.calibration`).
+
+    With `shared`, the class that it counts as, with the confidence of all classes together that count as the same.
+    """
+    best, classes = scores.max(dim=0)
+    if shared:
+        counts_as = torch.from_numpy(shared.predictions).to(scores.device, torch.long)
+        classes = counts_as[classes]
+        together = scores.new_zeros(len(shared.classes), *scores.shape[1:]).index_add_(0, counts_as, scores)
+        best = together.gather(0, classes[None])[0]
+    confidence = best / scores.sum(dim=0).clamp_min(torch.finfo(scores.dtype).tiny)
+    return classes.to(torch.uint8).cpu().numpy(), confidence.clamp_max(1).cpu().numpy()
+
+
+def _shrunk(classes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The class map at the size of the frame it is shown beside, nearest to pixel centres."""
+    if classes.shape == size:
+        return classes
+    rows, columns = (((np.arange(n) + 0.5) * own / n).astype(int) for n, own in zip(size, classes.shape, strict=True))
+    return classes[np.ix_(rows, columns)]
 
 
 def _input(
-    spec: Any, frames: Sequence[Frame], side: str, how: Degradation, device: str
+    spec: DatasetSpec, frames: Sequence[Frame], side: str, how: Degradation, device: str
 ) -> tuple[Tensor, Tensor | None]:
     """The network's input (b, 4, h, w) in which one modality is degraded, and the tokens to hide, (b, 2, h/4, w/4)."""
     mean = np.array(spec.mean, dtype=np.float32)

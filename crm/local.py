@@ -4,6 +4,7 @@ Workers outlive this process: if it is killed they finish their run, and the nex
 the truth; what runs, what is done and what failed is read from the run folders.
 """
 
+import json
 import os
 import select
 import signal
@@ -122,11 +123,7 @@ class _Worker:
         command = [
             sys.executable, "-m", "crm.worker",
             "--selection", queue.selection,
-            "--device", machine.device,
-            "--threads", str(machine.threads),
-            "--checkpoint-every", str(machine.checkpoint_every),
-            *(["--data", str(machine.data.resolve())] if machine.data else []),
-            *(["--weights", str(machine.weights.resolve())] if machine.weights else []),
+            "--machine", json.dumps(machine.written()),
             "--conditions", *(condition.name for condition in queue.conditions),
         ]  # fmt: skip
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(machine.threads))

@@ -1,9 +1,19 @@
 """Where and with what a run is computed: nothing here changes what it computes."""
 
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
+
+from crm.names import chosen
+
+PRECISIONS = {
+    "fp32": "everything in float32",
+    "tf32": "matrix products of float32 with 10 bits of mantissa, on a GPU that has them",
+    "bf16": "autocast to bfloat16; pixel decoder, matching and losses stay in float32",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,17 +21,53 @@ class Machine:
     runs: Path  # folder of the run folders
     data: Path | None = None  # a data set's own folder, or one that holds several
     weights: Path | None = None  # folder of the files that model.init names
+    cache: Path | None = None  # folder of files with decoded frames, for all processes; None keeps each one's in memory
     device: str = "cpu"  # cpu, cuda or cuda:N
     threads: int = 1  # CPU threads of one run
-    head_passes: Literal["batched", "streamed"] = (
-        "batched"  # or "streamed": one after another, less memory, equal to rounding
-    )
+    processes: int = 1  # that share every batch of one run
+    precision: str = "fp32"  # a key of PRECISIONS, of training; evaluation is always in float32
+    micro_batch: int = 0  # images of one process computed at once; 0 is all of them. BatchNorm sees these alone
+    head_passes: str = "batched"  # or "streamed": one after another, less memory, equal to rounding
+    recompute: bool = False  # activations are computed again in the backward pass: less memory, the same result
+    channels_last: bool = False  # memory layout of convolutions
+    compile: bool = False  # branches and head through torch.compile; needs a C++ compiler
     checkpoint_every: int = 100  # steps; what a kill costs at most
     log_every: int = 10  # steps between journal lines
+    loader_workers: int = 0  # processes that prepare batches ahead of time; 0 is the training process itself
 
-    def numerics(self) -> dict[str, str | int]:
+    def __post_init__(self) -> None:
+        chosen("precision", self.precision, PRECISIONS)
+        chosen("head_passes", self.head_passes, dict.fromkeys(("batched", "streamed")))
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"device must be cpu, cuda or cuda:N, not {self.device!r}")
+        if min(self.threads, self.processes, self.checkpoint_every, self.log_every) < 1:
+            raise ValueError("threads, processes, checkpoint_every and log_every must be at least 1")
+        if min(self.micro_batch, self.loader_workers) < 0:
+            raise ValueError("micro_batch and loader_workers must not be negative")
+
+    def numerics(self) -> dict[str, Any]:
         """What bit identity depends on; recorded by a run's first attempt and used by all later ones."""
-        return {"device": self.device, "threads": self.threads, "head_passes": self.head_passes}
+        return {name: getattr(self, name) for name in NUMERICS}
+
+    def written(self) -> dict[str, Any]:
+        """As plain values, for another process; `Machine.read` makes it again."""
+        values = asdict(self)
+        return values | {name: str(values[name].resolve()) for name in FOLDERS if values[name]}
+
+    @classmethod
+    def read(cls, written: Mapping[str, Any]) -> "Machine":
+        """The machine that `written` describes."""
+        values: dict[str, Any] = dict(written)
+        for name in FOLDERS:
+            values[name] = Path(values[name]) if values[name] else None
+        return cls(**values)
+
+
+FOLDERS = ("runs", "data", "weights", "cache")
+NUMERICS = (
+    "device", "threads", "processes", "precision", "micro_batch", "head_passes", "recompute", "channels_last",
+    "compile",
+)  # fmt: skip
 
 
 def initial_file(init: str, weights: Path | None) -> Path | None:

@@ -9,6 +9,7 @@ like (SHAPES). To add either: write the function, add its line to the dict; swee
 import math
 import random
 from collections.abc import Callable
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -16,7 +17,9 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from crm.config import Config
 from crm.names import chosen
+from crm.randomness import derive
 
 TOKEN = 4  # side of a token, pixels
 
@@ -127,6 +130,28 @@ def draw_masks(
     uniform = torch.rand(batch, generator=generator)
     hidden = torch.stack(hide(lambda: cover(batch, inside, ratio, patch, generator), uniform, drop), dim=1)
     return F.pad(hidden, (0, tokens[1] - inside[1], 0, tokens[0] - inside[0]))
+
+
+def training_masks(
+    config: Config, size: tuple[int, int], step: int, valid: tuple[int, int] | None = None
+) -> Bool[Tensor, "b 2 h w"] | None:
+    """The masks of a step's whole batch, a function of (seed, step); None where the config has none.
+
+    Args:
+        size: height and width of the padded images, pixels.
+        valid: the same without padding; None is the training crop.
+    """
+    how = asdict(config.masking)
+    if how["kind"] == "none":
+        return None
+    generator = Generator().manual_seed(derive(config.seed, step, "mask"))
+    inside = None if how.pop("cover_padding") else _tokens(valid or config.data.crop)
+    return draw_masks(batch=config.batch, tokens=_tokens(size), valid=inside, generator=generator, **how)
+
+
+def _tokens(size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width in tokens, a token that is only begun included."""
+    return -(-size[0] // TOKEN), -(-size[1] // TOKEN)
 
 
 def released_patches(

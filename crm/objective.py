@@ -6,7 +6,6 @@ H W = pixels, r = rows (one per pass, image and decoder output, in this order), 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Integer, UInt8
@@ -37,8 +36,6 @@ CHUNK = 2**24  # mask values read at points at once, without gradient; bounds me
 
 SUPERVISED = ("fused", "rgb", "thermal", "masked")  # also names of weights in config.Loss
 
-HeadPasses = Literal["batched", "streamed"]
-
 
 @dataclass(frozen=True)
 class Targets:
@@ -48,10 +45,6 @@ class Targets:
     classes: tuple[tuple[int, ...], ...]
     ignored: bool  # there are such pixels
     padded: bool
-
-    @property
-    def num_masks(self) -> int:
-        return sum(len(present) for present in self.classes)
 
     def to(self, device: torch.device | str) -> "Targets":
         return replace(self, labels=self.labels.to(device, non_blocking=True))
@@ -136,7 +129,7 @@ def objective(
     targets: Targets,
     loss: config.Loss,
     points: PointSource,
-    head_passes: HeadPasses = "batched",
+    head_passes: str = "batched",
     part: Part | None = None,
 ) -> Losses:
     """The total loss as coded by the authors, with the configured weights; terms of weight 0 cost nothing.

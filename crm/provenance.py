@@ -25,7 +25,7 @@ def provenance(data: dict[str, Any], weights: dict[str, Any], device: str) -> di
         "data": data,
         "weights": weights,
         "hardware": {
-            "cpu": _cpu(),
+            "cpu": cpu(),
             "cores": psutil.cpu_count(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
             "device": device,
@@ -69,7 +69,7 @@ def _version(package: str) -> str:
         return "absent"
 
 
-def _cpu() -> str:
+def cpu() -> str:
     """The CPU's model name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -42,7 +42,7 @@ QUIRKS = {
         settings={"data.float_resize": True},
     ),
     9: Quirk(
-        released="the grid of mask patches covers padding and must divide the padded crop; a square mask cannot run (8)",
+        released="the grid of patches covers padding and must divide the padded crop; a square mask cannot run (8)",
         clean="the grid covers the image alone and is cut at its edge; a square has the wanted area",
         settings={"masking.cover_padding": True},
     ),

@@ -11,6 +11,7 @@
               log.txt            what the attempts printed
               checkpoints/       last.safetensors, last.previous.safetensors, val_best.safetensors
               result.json        its existence means: trained
+              diagnosis.json     what `crm diagnose` found last
               mirror.json        what `crm.mirror` has sent to MLflow
               evals/<selection>/<condition>.npz   per-image confusion matrices; its existence means: evaluated
 
@@ -20,6 +21,7 @@ Torch-free; numpy is loaded only by whoever reads confusion matrices.
 import fcntl
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +34,7 @@ from uuid import uuid4
 
 from crm.conditions import Condition
 from crm.config import SCHEMA, Config, flatten, override, run_id
+from crm.faults import while_writing
 from crm.machine import Machine
 
 
@@ -57,7 +60,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     scratch = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     try:
         with scratch.open("wb") as file:
-            file.write(content)
+            while_writing(file, content, path.name)
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
@@ -66,6 +69,13 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.close(directory)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def remove_scratch(folder: Path) -> None:
+    """Removes what a writer that was killed has left half written; only for who holds the claim."""
+    for path in folder.rglob(".*"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name):
+            path.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:
@@ -121,21 +131,35 @@ def read_config(folder: Path) -> Config:
     return override(Config(), written["config"])
 
 
+def trained_on(folder: Path) -> str:
+    """The data set whose classes a run's network has: its config's, but for a run imported onto another data set."""
+    return (read_json(folder / "result.json") or {}).get("trained_on") or read_config(folder).data.dataset
+
+
 def recorded_numerics(folder: Path, machine: Machine) -> Machine:
     """The machine with the numerics of the run's first attempt; they are recorded here if this is the first.
 
-    Bit identity is promised at equal device, threads and passes, so every attempt uses those of the first.
+    Bit identity is promised at equal numerics, so every attempt uses those of the first. ValueError if the run was
+    begun with another number of processes, which only its launcher can change.
     """
     recorded = read_json(folder / "numerics.json")
     if recorded is None:
         write_json(folder / "numerics.json", machine.numerics())
         return machine
+    if (begun := recorded.get("processes", 1)) != machine.processes:
+        raise ValueError(f"the run was begun with {begun} processes; start it with as many, not {machine.processes}")
     return replace(machine, **recorded)
 
 
 def evaluation(folder: Path, selection: str, condition: Condition) -> Path:
     """The file that holds one evaluation's confusion matrices."""
     return folder / "evals" / selection / f"{condition.name}.npz"
+
+
+def refuse_gone(folder: Path) -> None:
+    """FileNotFoundError if a run folder is not there any more: nothing may be written that would half make it again."""
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"{folder} is gone: it was deleted or moved while the run was being worked on")
 
 
 def lacking(folder: Path, selection: str, conditions: Sequence[Condition]) -> list[Condition]:
@@ -151,6 +175,7 @@ def append(folder: Path, event: str, **values: Any) -> None:
 
     A torn last line, left by a writer that was killed, is ended first so that it spoils no other.
     """
+    refuse_gone(folder)
     line = json.dumps({"event": event, "time": round(time.time(), 3), **values}).encode() + b"\n"
     with (folder / "journal.jsonl").open("ab+") as file:
         if file.tell() and not _ends_with_newline(file):
@@ -164,13 +189,13 @@ def _ends_with_newline(file: Any) -> bool:
 
 
 def journal(folder: Path) -> list[dict[str, Any]]:
-    """The journal's lines in order; for `train` and `val`, a step that was redone after a resume counts once, the last.
+    """The journal's lines in order; a step that was redone after a resume counts once, the last.
 
     Lines torn by a kill are left out.
     """
     kept: dict[Any, dict[str, Any]] = {}
     for number, line in enumerate(raw_lines(folder / "journal.jsonl")):
-        redone = line["event"] in ("train", "val")
+        redone = line["event"] in ("train", "val", "test")
         key = (line["event"], line["step"]) if redone else number
         kept.pop(key, None)
         kept[key] = line
@@ -202,6 +227,7 @@ class Claim:
 
     def check(self) -> None:
         """Raises Superseded when another attempt has taken the run over."""
+        refuse_gone(self.folder)
         holder = read_json(self.folder / "claim.json")
         if holder is None or holder["token"] != self.token:
             raise Superseded(f"attempt {self.token} of {self.folder.name} was taken over")

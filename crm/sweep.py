@@ -11,11 +11,13 @@ from typing import Any
 
 from crm.conditions import Condition, suite
 from crm.config import Config, difference, override, run_id
+from crm.data.specs import DATASETS
+from crm.names import chosen
 
 Overrides = Mapping[str, Any]  # dotted paths to values
 Variants = Mapping[str, Overrides]  # row label to what it changes
 
-SELECTIONS = ("last", "val_best")  # which checkpoint of a run is evaluated
+SELECTIONS = ("last", "val_best", "test_best")  # which checkpoint of a run is evaluated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +86,25 @@ class Sweep:
             raise ValueError(f"a sweep has its own seeds, {list(self.seeds)}; seed cannot be set")
         configs = {label: override(self.base, {**self.variants[label], **(changes or {})}) for label in self.variants}
         lint(configs, self.budget)
+        for config in configs.values():
+            refuse_selection(self.selection, config)
         return [
             Cell(variant=label, seed=seed, config=override(config, {"seed": seed}))
             for label, config in configs.items()
             for seed in self.seeds
         ]
+
+
+def refuse_selection(selection: str, config: Config) -> None:
+    """ValueError if a run of this config has no such checkpoint."""
+    chosen("selection", selection, dict.fromkeys(SELECTIONS))
+    spec = DATASETS[config.data.dataset]
+    if selection == "val_best" and "val" not in spec.splits and not config.data.carve_val:
+        raise ValueError(
+            f"{spec.title} has no val split, so there is no val_best; data.carve_val=True holds one out of train"
+        )
+    if selection == "test_best" and not config.test_best:
+        raise ValueError("test_best is only kept by runs with test_best=True: --set test_best=True")
 
 
 BUDGET = ("steps", "batch", "data.train_images", "data.dataset")  # what must be equal for a gain to mean anything

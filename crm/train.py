@@ -1,42 +1,31 @@
-"""Training one run: one loop, one counter, every step's randomness a function of (seed, step).
-
-b = batch
-"""
+"""Training one run: one loop, one counter, every step's randomness a function of (seed, step)."""
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import nn
 
+from crm import distributed
 from crm.checkpoint import newest_checkpoint, restore, save_checkpoint
 from crm.conditions import Condition
 from crm.config import SCHEMA, Config
-from crm.confusion import iou
-from crm.data.dataset import Split, manifest, open_run_split
-from crm.data.transforms import Batch, augment, collate
+from crm.confusion import iou, miou, released_miou
+from crm.data.dataset import Split, manifest, open_run_split, run_splits
+from crm.data.loader import batches
 from crm.evaluate import evaluate
 from crm.machine import Machine
-from crm.masking import TOKEN, draw_masks
-from crm.model.segmenter import Segmenter, build_segmenter
-from crm.objective import Losses, make_targets, objective
-from crm.optim import build_optimizer, rate
-from crm.points import RandomPoints
 from crm.provenance import provenance
-from crm.randomness import derive
 from crm.records import Claim, append, file_hash, journal, read_json, write_bytes, write_json
+from crm.step import Step, Trainer
 from crm.weights.initial import initialise
 
-VALIDATION = Condition(split="val")
-
-
-class RunFailed(RuntimeError):
-    """Training cannot go on, for a reason that stands in the message."""
+CHOSEN_ON = {"val_best": "val", "test_best": "test"}  # a checkpoint, and the split whose best score it has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,142 +52,98 @@ Stop = Callable[[], bool]
 def train(config: Config, machine: Machine, claim: Claim, stop: Stop, tell: Tell) -> bool:
     """Trains the claimed run to its end, from its newest checkpoint on; False if `stop` asked it to end before.
 
-    Raises RunFailed for a non-finite loss, with its step and terms, and Superseded when another attempt took over.
+    With several processes all of them call this; only the first one writes and tells. Raises RunFailed for a
+    non-finite loss, with its step and terms, and Superseded when another attempt took over.
     """
-    folder = claim.folder
-    train_split, val_split = (open_run_split(config.data, name, machine.data) for name in ("train", "val"))
-    spec = train_split.spec
-    torch.manual_seed(derive(config.seed, "initialisation"))
-    model = build_segmenter(config.model, spec.num_classes).to(machine.device)
+    folder, chief = claim.folder, distributed.world().chief
+    names = [name for name in run_splits(config.data) if name != "test" or config.test_best]
+    splits = {name: open_run_split(config.data, name, machine.data, machine.cache) for name in names}
+    trainer = Trainer(config, machine, splits["train"].spec, max(1, len(splits["train"]) // config.batch))
     checkpoint = newest_checkpoint(folder)
-    if checkpoint is None:
-        weights = initialise(model, config.model, machine.weights)
-        _write_provenance(folder, machine, weights, train_split, val_split)
-    optimizer = build_optimizer(model, config.optim)
+    weights = {} if checkpoint else initialise(trainer.model, config.model, machine.weights)
+    trainer.begin()
+    best = {name: {"step": 0, "miou": None} for name, split in CHOSEN_ON.items() if split in splits}
     start = 0
-    best: dict[str, Any] = {"step": 0, "miou": -math.inf}
     if checkpoint is not None:
-        restore(checkpoint, model, optimizer)
+        restore(checkpoint, trainer)
         start, best = checkpoint.meta["step"], checkpoint.meta["best"]
-    holder = read_json(folder / "claim.json")
-    append(folder, "attempt", **{**holder, "step": start, "numerics": machine.numerics()})
+    elif chief:
+        _write_provenance(folder, machine, weights, *splits.values())
+    if chief:
+        append(folder, "attempt", **{**read_json(folder / "claim.json"), "step": start, "numerics": machine.numerics()})
 
-    epoch_steps = max(1, len(train_split) // config.batch)
-    watch = _Watch(config, machine, folder, tell, start, best["miou"] if best["step"] else None)
+    watch = _Watch(config, machine, folder, tell, start, best.get("val_best", {}).get("miou"))
+    prepared = batches(config, splits["train"], start, machine.loader_workers, trainer.places)
     saved = start
-    for step in range(start, config.steps):
+    for number in range(start, config.steps):
         began = time.monotonic()
-        model.train()
-        batch = _batch(config, train_split, step)
-        try:
-            losses, hidden = _losses(config, machine, model, batch, spec, step)
-        except FloatingPointError as error:  # the matching meets nan before the loss does
-            raise RunFailed(f"step {step}: {error}") from error
-        gradient = _descend(config, model, optimizer, losses, step, epoch_steps)
-        done = step + 1
-        watch.stepped(done, losses, gradient, optimizer, hidden, time.monotonic() - began)
+        step = trainer.step(next(prepared), number)
+        done = number + 1
+        if chief:
+            watch.stepped(done, step, time.monotonic() - began)
 
         if done == config.steps or (config.val_every and done % config.val_every == 0):
-            miou = _validate(config, machine, model, val_split, folder, done)
-            watch.miou = miou
-            if miou > best["miou"]:
-                best = {"step": done, "miou": miou}
-                claim.check()
-                save_checkpoint(folder / "checkpoints/val_best.safetensors", model, None, {"step": done, "miou": miou})
-        stopping = stop()
+            for name in best:
+                score = _choose(name, trainer, splits[CHOSEN_ON[name]], claim, done, best)
+                watch.miou = score if name == "val_best" else watch.miou
+        stopping = distributed.any_of(stop())
         if stopping or done == config.steps or done - saved >= machine.checkpoint_every:
-            claim.check()
-            meta = {"step": done, "best": best, "id": folder.name}
-            save_checkpoint(folder / "checkpoints/last.safetensors", model, optimizer, meta)
+            _save(claim, "last", trainer, {"step": done, "best": best, "id": folder.name}, whole=True)
             saved = done
         if stopping and done < config.steps:
             return False
-    _finish(config, folder, claim, model, best)
+    if chief:
+        _finish(config, folder, claim, trainer.model, best)
     return True
 
 
-# ---------------------------------------------------------------------------------------------- one step
+def _save(claim: Claim, name: str, trainer: Trainer, meta: dict[str, Any], whole: bool) -> None:
+    """A checkpoint, written by the first process while the claim holds; a whole one can be trained further."""
+    if distributed.world().chief:
+        claim.check()
+        save_checkpoint(claim.folder / "checkpoints" / f"{name}.safetensors", trainer, meta, whole)
 
 
-def _batch(config: Config, split: Split, step: int) -> Batch:
-    """The images of a step, augmented: a function of (seed, step) and the image's place in the batch."""
-    pairs = []
-    for place, index in enumerate(_indices(config.seed, len(split), config.batch, step)):
-        generator = torch.Generator().manual_seed(derive(config.seed, step, "augment", place))
-        pairs.append(augment(split[index], config.data, generator))
-    return collate(pairs, split.spec)
+# ---------------------------------------------------------------------------------------------- choosing checkpoints
 
 
-def _indices(seed: int, images: int, batch: int, step: int) -> Iterator[int]:
-    """The images of a step: each epoch is one permutation, and epochs follow one another without a gap."""
-    for position in range(step * batch, (step + 1) * batch):
-        epoch, place = divmod(position, images)
-        yield _permutation(seed, images, epoch)[place]
-
-
-_order: dict[tuple[int, int, int], list[int]] = {}
-
-
-def _permutation(seed: int, images: int, epoch: int) -> list[int]:
-    """The order of one epoch; the last two are remembered."""
-    key = (seed, images, epoch)
-    if key not in _order:
-        while len(_order) > 1:
-            del _order[next(iter(_order))]
-        generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
-        _order[key] = torch.randperm(images, generator=generator).tolist()
-    return _order[key]
-
-
-def _losses(
-    config: Config, machine: Machine, model: Segmenter, batch: Batch, spec: Any, step: int
-) -> tuple[Losses, Tensor | None]:
-    """The objective of one batch, and the masks it was computed with."""
-    hidden = None
-    if config.masking.kind != "none":
-        hidden = _masks(config, batch, step).to(machine.device)
-    torch.manual_seed(derive(config.seed, step, "drop path"))
-    targets = make_targets(batch.label, spec.num_classes, spec.ignore_index, valid=batch.valid).to(machine.device)
-    image = batch.image.to(machine.device)
-    points = RandomPoints(torch.Generator(machine.device).manual_seed(derive(config.seed, step, "points")))
-    return objective(model, image, hidden, targets, config.loss, points, machine.head_passes), hidden
-
-
-def _masks(config: Config, batch: Batch, step: int) -> Tensor:
-    """Tokens hidden at a step, (b, 2, h, w): a function of (seed, step)."""
-    how = asdict(config.masking)
-    covers_padding = how.pop("cover_padding")
-    tokens = (batch.image.shape[2] // TOKEN, batch.image.shape[3] // TOKEN)
-    valid = (-(-config.data.crop[0] // TOKEN), -(-config.data.crop[1] // TOKEN))
-    generator = torch.Generator().manual_seed(derive(config.seed, step, "mask"))
-    return draw_masks(
-        batch=len(batch.image), tokens=tokens, valid=None if covers_padding else valid, generator=generator, **how
-    )
-
-
-def _descend(
-    config: Config, model: nn.Module, optimizer: Optimizer, losses: Losses, step: int, epoch_steps: int
+def _choose(
+    name: str, trainer: Trainer, split: Split, claim: Claim, done: int, best: dict[str, dict[str, Any]]
 ) -> float:
-    """One optimiser step; the gradient norm before clipping. Raises RunFailed if the loss or gradient is not finite."""
-    total = losses.total
-    if not math.isfinite(total.item()):
-        _not_finite("loss", losses, step)
-    optimizer.zero_grad(set_to_none=True)
-    total.backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip).item()
-    if not math.isfinite(norm):
-        _not_finite("gradient", losses, step)
-    factor = rate(step, config.steps, epoch_steps, config.optim)
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group["lr"])
-        group["lr"] = group["initial_lr"] * factor
-    optimizer.step()
-    return norm
+    """Scores the network, writes the score to the journal, and keeps the checkpoint if it is the best so far."""
+    began = time.monotonic()
+    matrix = _matrix(trainer, _scored(name, split, trainer.config.batch))
+    score = float(released_miou(matrix) if name == "test_best" else miou(matrix))
+    if distributed.world().chief:
+        append(
+            claim.folder,
+            split.name,
+            step=done,
+            miou=score,
+            iou=[None if math.isnan(value) else value for value in iou(matrix)],
+            seconds=round(time.monotonic() - began, 3),
+        )
+    if best[name]["miou"] is None or score > best[name]["miou"]:
+        best[name] = {"step": done, "miou": score}
+        _save(claim, name, trainer, best[name], whole=False)
+    return score
 
 
-def _not_finite(what: str, losses: Losses, step: int) -> None:
-    terms = ", ".join(f"{name} {value.item():g}" for name, value in losses.terms.items())
-    raise RunFailed(f"the {what} is not finite at step {step}: {terms}")
+def _scored(name: str, split: Split, batch: int) -> Split:
+    """The images that choose: all of val, but whole batches alone of test, as in the released code."""
+    return split.only(range(len(split) // batch * batch)) if name == "test_best" else split
+
+
+def _matrix(trainer: Trainer, split: Split) -> np.ndarray:
+    """The confusion matrix of a split, every image counted once: each process has its share of them."""
+    here = distributed.world()
+    mine = split.only(range(here.rank, len(split), here.size))
+    total = torch.zeros(split.spec.num_classes, split.spec.num_classes, dtype=torch.int64)
+    condition, machine = Condition(split=split.name), trainer.machine
+    if len(mine):
+        ((_, found),) = evaluate(trainer.evaluated, mine, [condition], trainer.config.batch, machine.device)
+        total += torch.from_numpy(found.confusion.sum(axis=0, dtype=np.int64))
+    return distributed.add_up(total.to(machine.device)).cpu().numpy()
 
 
 # ---------------------------------------------------------------------------------------------- around the loop
@@ -222,38 +167,33 @@ class _Watch:
         self.seconds = self.since_line = 0.0
         self.lines_at = start
 
-    def stepped(
-        self, step: int, losses: Losses, gradient: float, optimizer: Optimizer, hidden: Tensor | None, seconds: float
-    ) -> None:
+    def stepped(self, done: int, step: Step, seconds: float) -> None:
         self.seconds += seconds
         self.since_line += seconds
         progress = Progress(
-            step=step,
+            step=done,
             steps=self.config.steps,
-            total=losses.total.item(),
-            terms={name: value.item() for name, value in losses.terms.items()},
+            total=step.total,
+            terms=step.terms,
             miou=self.miou,
-            seconds=self.seconds / (step - self.start),
+            seconds=self.seconds / (done - self.start),
         )
         self.tell(progress)
-        if step % self.machine.log_every == 0 or step == self.config.steps:
-            self._line(progress, losses, gradient, optimizer, hidden)
+        if done % self.machine.log_every == 0 or done == self.config.steps:
+            self._line(progress, step)
 
-    def _line(
-        self, progress: Progress, losses: Losses, gradient: float, optimizer: Optimizer, hidden: Tensor | None
-    ) -> None:
-        shares = [0.0, 0.0] if hidden is None else hidden.float().mean(dim=(0, 2, 3)).tolist()
+    def _line(self, progress: Progress, step: Step) -> None:
         append(
             self.folder,
             "train",
             step=progress.step,
             total=progress.total,
             terms=progress.terms,
-            details={name: value.item() for name, value in losses.details.items()},
-            lr=max(group["lr"] for group in optimizer.param_groups),
-            grad_norm=gradient,
+            details=step.details,
+            lr=step.lr,
+            grad_norm=step.grad_norm,
             seconds=round(self.since_line / (progress.step - self.lines_at), 4),
-            hidden={"rgb": shares[0], "thermal": shares[1]},
+            hidden=step.hidden,
         )
         write_json(
             self.folder / "progress.json",
@@ -263,36 +203,21 @@ class _Watch:
         self.since_line, self.lines_at = 0.0, progress.step
 
 
-def _validate(config: Config, machine: Machine, model: Segmenter, split: Split, folder: Path, step: int) -> float:
-    """Validation mIoU in per cent, also written to the journal."""
-    began = time.monotonic()
-    ((_, evaluation),) = evaluate(model, split, [VALIDATION], config.batch, machine.device)
-    values = iou(evaluation.confusion.sum(axis=0))
-    append(
-        folder,
-        "val",
-        step=step,
-        miou=evaluation.miou,
-        iou=[None if math.isnan(value) else value for value in values],
-        seconds=round(time.monotonic() - began, 3),
-    )
-    return evaluation.miou
-
-
-def _finish(config: Config, folder: Path, claim: Claim, model: nn.Module, best: dict[str, Any]) -> None:
+def _finish(config: Config, folder: Path, claim: Claim, model: nn.Module, best: dict[str, dict[str, Any]]) -> None:
     """Writes result.json: its existence means trained."""
     claim.check()
     lines = journal(folder)
     seconds = _spent(lines)
-    files = {name: f"checkpoints/{name}.safetensors" for name in ("last", "val_best")}
+    files = {name: f"checkpoints/{name}.safetensors" for name in ("last", *best)}
     write_json(
         folder / "result.json",
         {
             "schema": SCHEMA,
             "id": folder.name,
             "steps": config.steps,
-            "miou": next(line["miou"] for line in reversed(lines) if line["event"] == "val"),
-            "val_best": best,
+            "miou": next((line["miou"] for line in reversed(lines) if line["event"] == "val"), None),
+            "val_best": best.get("val_best"),  # None: the data set has no val split
+            "test_best": best.get("test_best"),  # None: nothing was chosen on test
             "checkpoints": {name: {"file": file, "sha256": file_hash(folder / file)} for name, file in files.items()},
             "train_seconds": round(seconds, 2),
             "seconds_per_step": round(seconds / config.steps, 5),

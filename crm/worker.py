@@ -1,6 +1,6 @@
 """A worker: takes runs one after another, trains each if it is not trained, evaluates what it lacks.
 
-    python -m crm.worker --selection last --conditions test test.rgb=missing_mean ...
+    python -m crm.worker --machine JSON --selection last --conditions test test.rgb=missing_mean ...
 
 Each line of standard input names a run folder; each line of standard output answers with the code of its attempt. The
 libraries load once for all of them. When the input ends, because there is no more work or because the parent died, the
@@ -11,6 +11,7 @@ Codes: 0 done, 1 failed (failure.json says why), 75 stopped and resumable, 76 an
 """
 
 import argparse
+import json
 import logging
 import os
 import signal
@@ -32,6 +33,7 @@ from crm.records import (
     read_config,
     read_json,
     recorded_numerics,
+    remove_scratch,
     write_json,
 )
 
@@ -68,10 +70,9 @@ def attempt(
     tell: Callable,
 ) -> int:
     """Carries one attempt through and returns its exit code; every ending is recorded in the run folder."""
-    mine = claim(folder, token)
+    mine = _claimed(folder, token, machine.processes)
     if mine is None:
         return TAKEN
-    (folder / "failure.json").unlink(missing_ok=True)
     try:
         finished = _work(mine, read_config(folder), machine, selection, conditions, stop, tell)
     except Superseded:
@@ -81,11 +82,35 @@ def attempt(
         _record_failure(mine, error)
         if not isinstance(error, Exception):
             raise
-        logging.exception("the attempt failed")
+        logging.exception("failed: %s", error)
         return FAILED
-    append(folder, "end", token=token, outcome="done" if finished else "stopped")
-    mine.release()
+    if _chief(machine.processes):
+        append(folder, "end", token=mine.token, outcome="done" if finished else "stopped")
+        mine.release()
     return DONE if finished else STOPPED
+
+
+def _claimed(folder: Path, token: str, processes: int) -> Claim | None:
+    """The claim on a run; with several processes the first one's, for all of them."""
+    mine = claim(folder, token) if _chief(processes) else None
+    if processes > 1:
+        from crm.distributed import agreed
+
+        if (token := agreed(mine and mine.token)) is None:
+            return None
+        mine = mine or Claim(folder, token)
+    if mine and _chief(processes):
+        (folder / "failure.json").unlink(missing_ok=True)
+        remove_scratch(folder)
+    return mine
+
+
+def _chief(processes: int) -> bool:
+    if processes == 1:
+        return True
+    from crm.distributed import world
+
+    return world().chief
 
 
 def _work(
@@ -109,34 +134,41 @@ def _work(
     torch.set_num_threads(machine.threads)
     if not (mine.folder / "result.json").exists() and not train(config, machine, mine, stop, tell):
         return False
+    if not _chief(machine.processes):
+        return True
     return evaluate_run(config, machine, mine, selection, lacking(mine.folder, selection, conditions), stop)
 
 
 def _record_failure(mine: Claim, error: BaseException) -> None:
+    """Says in the run folder why the attempt ended; of several processes, the one that failed first says it.
+
+    What cannot be written, because the disk is full or the folder is gone, stands in the log alone.
+    """
     reason = f"{type(error).__name__}: {error}"
-    step = (read_json(mine.folder / "progress.json") or {}).get("step", 0)
-    write_json(
-        mine.folder / "failure.json",
-        {"reason": reason, "step": step, "token": mine.token, "traceback": traceback.format_exc()},
-    )
-    append(mine.folder, "end", token=mine.token, outcome="failed", reason=reason, step=step)
-    mine.release()
+    try:
+        mine.check()
+        told = read_json(mine.folder / "failure.json")
+        if told is None or told["token"] != mine.token:
+            step = (read_json(mine.folder / "progress.json") or {}).get("step", 0)
+            failure = {"reason": reason, "step": step, "token": mine.token, "traceback": traceback.format_exc()}
+            write_json(mine.folder / "failure.json", failure)
+            append(mine.folder, "end", token=mine.token, outcome="failed", reason=reason, step=step)
+        mine.release()
+    except (OSError, Superseded) as other:
+        logging.error("the run folder cannot say why the attempt failed: %s", other)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m crm.worker", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--selection", default="last")
     parser.add_argument("--conditions", nargs="*", default=[])
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--checkpoint-every", type=int, default=100)
+    parser.add_argument("--machine", type=json.loads, required=True, help="a Machine as JSON")
     given = parser.parse_args(arguments)
     stop = StopFlag()
     stop.listen()  # before torch loads, which takes seconds
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     wanted = [condition(name) for name in given.conditions]
+    machine = Machine.read(given.machine)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     while not stop():
         stop.idle = True
@@ -145,14 +177,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not line:
             return DONE
         folder = Path(line.strip())
-        machine = Machine(
-            runs=folder.parent,
-            data=given.data,
-            weights=given.weights,
-            device=given.device,
-            threads=given.threads,
-            checkpoint_every=given.checkpoint_every,
-        )
         _print_to(folder / "log.txt")
         code = attempt(folder, machine, uuid4().hex[:16], given.selection, wanted, stop, lambda progress: None)
         try:

@@ -2,8 +2,8 @@
 
     crm train mf_small --data FOLDER
 
-FOLDER holds the data set in its own format (images/, labels/, train.txt, val.txt, test.txt). Frames are resized to
-120x160 before training and evaluation, so the numbers are not comparable with published ones.
+FOLDER holds the data set in its own format (images/, labels/, train.txt, val.txt, test.txt). The network sees frames at
+120x160, and its predictions are counted at the labels' own size; the numbers are not comparable with published ones.
 """
 
 from dataclasses import replace

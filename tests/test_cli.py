@@ -83,7 +83,7 @@ def test_training_evaluating_and_asking_again(tmp_path):
     done = crm("train", "synthetic_small", *TINY_SETS, "--json", home=tmp_path)
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
-    assert value["miou"].keys() == {"test"}
+    assert value["test"].keys() == {"last", "val_best"} and value["optimism"] is None
     suite = crm("evaluate", value["run"][:6], "--suite", "missing", "--json", home=tmp_path)
     assert suite.returncode == 0, suite.stderr
     assert len(json.loads(suite.stdout)["miou"]) == 9

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from crm.config import Data
 from crm.data.dataset import manifest, open_split
@@ -58,7 +57,9 @@ def test_a_spec_needs_a_colour_for_every_class():
         replace(MF, colours=MF.colours[:8])
 
 
-@pytest.mark.parametrize("module", ["specs", "frames", "synthetic", "files", "dataset", "show"])
+@pytest.mark.parametrize(
+    "module", ["specs", "frames", "synthetic", "pictures", "files", "cache", "dataset", "export", "show"]
+)
 def test_all_but_transforms_start_without_torch(module):
     check = f"import sys, crm.data.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
@@ -95,51 +96,6 @@ def test_a_missing_data_set_says_where_it_was_looked_for_and_how_to_get_it(tmp_p
         open_split("mf", "train", data_root=tmp_path, size=SMALL)
     with pytest.raises(FileNotFoundError, match="--data"):
         open_split("mf", "train", size=SMALL)
-
-
-def spoil(folder: Path, name: str, what: str) -> None:
-    """Breaks one frame of a data set in the MF layout."""
-    picture, label = folder / "images" / f"{name}.png", folder / "labels" / f"{name}.png"
-    if what == "no picture":
-        picture.unlink()
-    elif what == "three channels":
-        Image.open(picture).convert("RGB").save(picture)
-    elif what == "other size":
-        Image.new("L", (96, 63)).save(label)
-    elif what == "bad id":
-        Image.new("L", (96, 64), 9).save(label)
-    elif what == "colour label":
-        Image.new("RGB", (96, 64)).save(label)
-    elif what == "half a file":
-        picture.write_bytes(picture.read_bytes()[:500])
-
-
-@pytest.mark.parametrize(
-    ("what", "error", "words"),
-    [
-        ("no picture", FileNotFoundError, r"val_00001N\.png is missing, but the list train\.txt names it"),
-        ("three channels", ValueError, r"val_00001N\.png must have four channels.*not RGB"),
-        ("other size", ValueError, r"val_00001N\.png is 63x96 but its picture is 64x96"),
-        ("bad id", ValueError, r"val_00001N\.png has label id 9; MF has 0 to 8"),
-        ("colour label", ValueError, r"val_00001N\.png must have one 8-bit channel of class ids, not RGB"),
-        ("half a file", ValueError, r"val_00001N\.png cannot be read"),
-    ],
-)
-def test_a_broken_frame_is_named_with_what_is_wrong(written, what, error, words):
-    spoil(written / "mfnet", "val_00001N", what)
-    with pytest.raises(error, match=words):
-        open_split("mf", "train", data_root=written, size=SMALL)[1]
-
-
-def test_a_missing_list_names_those_that_exist(written):
-    with pytest.raises(FileNotFoundError, match=r"val\.txt is missing; lists that are there: test, train"):
-        open_split("mf", "val", data_root=written, size=SMALL)
-
-
-def test_a_list_that_names_a_frame_twice_is_refused(written):
-    (written / "mfnet" / "train.txt").write_text("val_00000D\nval_00000D\n")
-    with pytest.raises(ValueError, match="lists val_00000D 2 times"):
-        open_split("mf", "train", data_root=written, size=SMALL)
 
 
 # splits

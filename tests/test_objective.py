@@ -135,7 +135,7 @@ def test_a_masked_term_without_a_masked_input_is_refused(model):
 
 def test_the_total_is_finite_when_nothing_is_labelled(model):
     nothing = make_targets(torch.full_like(LABELS, IGNORE), 4, IGNORE)
-    assert nothing.num_masks == 0
+    assert not any(nothing.classes)
     losses = run(model, targets=nothing, points=RandomPoints(random()))
     assert losses.total.isfinite()
     assert all(gradient.isfinite().all() for gradient in gradients(model, losses).values())
@@ -269,7 +269,7 @@ def test_targets_know_the_classes_the_padding_and_what_is_ignored():
     labels = torch.tensor([[[0, 2], [7, 2]], [[1, 1], [1, 1]]], dtype=torch.uint8)
     targets = make_targets(labels, 3, 7, padded=(2, 3), valid=[(2, 2), (1, 2)])
     assert targets.classes == ((0, 2), (1,))
-    assert (targets.num_masks, targets.ignored, targets.padded) == (3, True, True)
+    assert (sum(map(len, targets.classes)), targets.ignored, targets.padded) == (3, True, True)
     assert (targets.labels[:, 0, 1:3] == OUTSIDE).all()
     assert (targets.labels[1, 2:, 1:] == PADDED).all()
 

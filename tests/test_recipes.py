@@ -14,13 +14,12 @@ from crm.cli.options import find_experiment, modules
 from crm.config import Config, override
 from crm.confusion import iou, miou, released_miou
 from crm.data.specs import DATASETS
-from crm.data.transforms import Batch
+from crm.masking import training_masks
 from crm.model.segmenter import build_segmenter
 from crm.objective import Targets, make_targets, set_losses
 from crm.optim import build_optimizer, rate
 from crm.points import OUTSIDE, RandomPoints
 from crm.recipes import QUIRKS, RECIPES, released
-from crm.train import _masks
 
 EXPERIMENTS = [f"{data}_swin_{size}" for data in ("mf", "pst900", "kp") for size in "tsb"]
 TRAIN_IMAGES = {"mf": 784, "pst900": 597, "kp": 499}  # what the released code trains on
@@ -86,9 +85,7 @@ def test_3_the_released_rate_moves_once_per_epoch():
 def masks(made: Config, steps: int = 12) -> torch.Tensor:
     """The masks of some steps, (n, 2, h, w), for the padded crop."""
     height, width = (-(-side // 32) * 32 for side in made.data.crop)
-    blank = torch.zeros(made.batch, 4, height, width)
-    batch = Batch(image=blank, label=torch.zeros(made.batch, height, width, dtype=torch.uint8), valid=[])
-    return torch.cat([_masks(made, batch, step) for step in range(steps)])
+    return torch.cat([training_masks(made, (height, width), step) for step in range(steps)])
 
 
 @pytest.mark.parametrize("patch", [4, 8, 16, 32])

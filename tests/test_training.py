@@ -13,7 +13,8 @@ from crm.config import Config, override
 from crm.confusion import load_evaluation
 from crm.evaluate import evaluate
 from crm.records import Superseded, claim, evaluation, journal, open_run, read_json, retire, state
-from crm.train import RunFailed, train
+from crm.step import RunFailed
+from crm.train import train
 from crm.worker import DONE, FAILED, STOPPED, attempt
 from tests.tiny import TINY, machine
 
@@ -136,25 +137,6 @@ def test_a_run_in_other_hands_is_not_touched(tmp_path):
     before = sorted(path.name for path in folder.iterdir())
     assert attempt(folder, machine(tmp_path), "mine", "last", [], never, lambda progress: None) not in (DONE, STOPPED)
     assert sorted(path.name for path in folder.iterdir()) == before
-
-
-def test_variants_at_equal_seed_see_the_same_images(tmp_path):
-    from crm.data.dataset import open_run_split
-    from crm.train import _batch
-
-    plain = override(TINY, {"masking.kind": "none", "loss.masked": 0.0, "loss.complementary": 0.0,
-                            "loss.non_local": 0.0})  # fmt: skip
-    split = open_run_split(TINY.data, "train", None)
-    one, two = (_batch(config, split, 3) for config in (TINY, plain))
-    assert torch.equal(one.image, two.image)
-    assert torch.equal(one.label, two.label)
-
-
-def test_an_epoch_shows_every_image_once():
-    from crm.train import _indices
-
-    seen = [index for step in range(4) for index in _indices(seed=5, images=8, batch=2, step=step)]
-    assert sorted(seen) == list(range(8))
 
 
 def test_evaluation_does_not_depend_on_the_batch_size(trained):

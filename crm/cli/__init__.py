@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from crm.cli import inspect, runs, sweeps, weights
+from crm.cli import data, diagnose, evaluate, inspect, predict, runs, sweeps, weights
 
 app = typer.Typer(
     name="crm",
@@ -36,8 +36,12 @@ def root(version: bool = typer.Option(False, "--version", callback=_version, is_
 
 
 inspect.add_to(app)
+data.add_to(app)
 sweeps.add_to(app)
 runs.add_to(app)
+evaluate.add_to(app)
+predict.add_to(app)
+diagnose.add_to(app)
 weights.add_to(app)
 
 

@@ -1,7 +1,6 @@
 """Looking around: what there is, what this machine has, what a data set looks like."""
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,9 +13,6 @@ def add_to(app: typer.Typer) -> None:
     app.command("list")(list_)
     app.command("show")(show_experiment)
     app.command()(doctor)
-    data = typer.Typer(help="Data sets.", no_args_is_help=True, rich_markup_mode=None)
-    data.command()(show)
-    app.add_typer(data, name="data")
 
 
 def list_(
@@ -108,30 +104,3 @@ def doctor(runs: Runs = None, data: Data = None, json: Json = False) -> None:
             typer.echo(f"{'':7}  {'':{width}}  -> {check.remedy}")
     if lacking:
         raise typer.Exit(1)
-
-
-def show(
-    dataset: Annotated[str, typer.Argument(help="A data set, as in `crm list data`.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The PNG. [default: reports/DATASET.png]")] = None,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    rows: Annotated[int, typer.Option(min=1, max=20, help="Rows, each a day and a night frame.")] = 4,
-    data: Data = None,
-    json: Json = False,
-) -> None:
-    """Writes a contact sheet: RGB, thermal and label of day and night frames."""
-    import io
-
-    from crm.data.dataset import open_split
-    from crm.data.show import contact_sheet
-    from crm.data.specs import DATASETS
-    from crm.machine import home
-    from crm.names import chosen
-    from crm.records import write_bytes
-
-    spec = chosen("data set", dataset, DATASETS)
-    opened = open_split(spec.name, split, data_root=options.data_folder(data), size=(240, 320))
-    path = out or home() / "reports" / f"{dataset}.png"
-    buffer = io.BytesIO()
-    contact_sheet(opened, rows=rows).save(buffer, format="PNG")
-    write_bytes(path, buffer.getvalue())
-    options.echo_json({"file": path}) if json else typer.echo(str(path))

@@ -2,7 +2,7 @@
 
 import json
 import pkgutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from crm.config import Config, override, parse_set
-from crm.machine import cores, home
+from crm.machine import FOLDERS, Machine, cores, home
 from crm.names import chosen, unknown
 from crm.recipes import RECIPES
 from crm.sweep import Sweep
@@ -24,11 +24,23 @@ Seeds = Annotated[str, typer.Option("--seeds", metavar="0,1,2", help="Other seed
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Recipe = Annotated[str, typer.Option("--recipe", help="clean, or released: with the quirks of the released code.")]
+Loaders = Annotated[
+    int, typer.Option("--loader-workers", min=0, help="Processes that prepare a run's batches; 0 is the run itself.")
+]
+Cache = Annotated[bool, typer.Option("--cache", help="Keep decoded frames in cache/, in files that all runs share.")]
+On = Annotated[
+    list[str] | None,
+    typer.Option("--machine", metavar="NAME=VALUE", help="How it is computed, as in precision=bf16 (repeatable)."),
+]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 
 
 def runs_folder(given: Path | None) -> Path:
     return given or home() / "runs"
+
+
+def cache_folder(wanted: bool) -> Path | None:
+    return home() / "cache" if wanted else None
 
 
 def data_folder(given: Path | None) -> Path | None:
@@ -74,6 +86,16 @@ def question(package: str, name: str) -> str:
 
 def with_changes(config: Config, sets: list[str] | None) -> Config:
     return override(config, changes(sets))
+
+
+def with_machine(machine: Machine, given: list[str] | None) -> Machine:
+    """The machine with what --machine says; ValueError names what can be said."""
+    wanted = dict(parse_set(text, "--machine takes name=value, as in precision=bf16") for text in given or [])
+    known = [field.name for field in fields(machine) if field.name not in (*FOLDERS, "device", "threads", "processes")]
+    for name in wanted:
+        if name not in known:
+            raise unknown("--machine setting", name, known)
+    return override(machine, wanted)
 
 
 def share_of_threads(workers: int) -> int:

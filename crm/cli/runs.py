@@ -1,9 +1,11 @@
-"""Single runs: train an experiment, evaluate a trained run."""
+"""Single runs: training one, finding one, and carrying one out."""
 
+import logging
 import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from uuid import uuid4
@@ -11,10 +13,10 @@ from uuid import uuid4
 import typer
 
 from crm.cli import options
-from crm.cli.options import Data, Device, Json, Recipe, Runs, Set
-from crm.conditions import CLEAN_TEST, Condition, suite
+from crm.cli.options import Cache, Data, Device, Json, Loaders, On, Recipe, Runs, Set
+from crm.conditions import CLEAN_TEST, Condition
+from crm.config import Config
 from crm.machine import Machine, cores, home, initial_file
-from crm.sweep import SELECTIONS
 
 if TYPE_CHECKING:
     from crm.train import Progress
@@ -24,7 +26,6 @@ Threads = Annotated[int, typer.Option(min=0, help="CPU threads. [default: all co
 
 def add_to(app: typer.Typer) -> None:
     app.command()(train)
-    app.command()(evaluate)
 
 
 def train(
@@ -35,79 +36,39 @@ def train(
     data: Data = None,
     device: Device = "cpu",
     threads: Threads = 0,
+    loader_workers: Loaders = 0,
+    cache: Cache = False,
+    machine: On = None,
     json: Json = False,
 ) -> None:
-    """Trains one experiment here, from its newest checkpoint on, and evaluates it on clean test frames."""
-    from crm.data.dataset import open_run_split
+    """Trains one experiment here, from its newest checkpoint on, and evaluates its checkpoints on clean test frames.
+
+    Started by torchrun or as several tasks of a Slurm step, the processes share every batch.
+    """
+    from crm.data.dataset import open_run_split, run_splits
+    from crm.distributed import announced, join, leave, world
     from crm.records import open_run
 
     config = options.with_changes(options.find_experiment(experiment, recipe), sets)
     data_root = options.data_folder(data)
-    for split in ("train", "val", "test"):
-        open_run_split(config.data, split, data_root)  # refuses before anything is written
+    frames = options.cache_folder(cache)
+    for split in run_splits(config.data):
+        open_run_split(config.data, split, data_root, frames).verify()  # refuses before anything is written
     initial_file(config.model.init, None)
     folder = open_run(options.runs_folder(runs), config)
-    _carry_out(folder, _machine(folder.parent, data_root, device, threads), "last", [CLEAN_TEST], json)
-
-
-def evaluate(
-    target: Annotated[str, typer.Argument(help="A run id, enough of its first digits, or a file of weights.")],
-    on: Annotated[str | None, typer.Option(help="A data set of as many classes. [default: the run's]")] = None,
-    suite_name: Annotated[str, typer.Option("--suite", help="A suite, as in `crm list suites`.")] = "robustness",
-    selection: Annotated[str, typer.Option("--select", help=f"Checkpoint: {' or '.join(SELECTIONS)}.")] = "last",
-    runs: Runs = None,
-    data: Data = None,
-    device: Device = "cpu",
-    threads: Threads = 0,
-    json: Json = False,
-) -> None:
-    """Evaluates a trained run, or weights from elsewhere, under a suite of conditions.
-
-    What is on disk already is not computed again. A file of weights is imported first, as `crm weights import` does.
-    """
-    from crm.names import chosen
-    from crm.records import lacking
-
-    chosen("selection", selection, dict.fromkeys(SELECTIONS))
-    conditions = suite(suite_name)
-    folder, selection = find_target(options.runs_folder(runs), target, on, selection, options.data_folder(data))
-    if not lacking(folder, selection, conditions):
-        _print_scores(folder, selection, conditions, json)
-        raise typer.Exit(3)
-    _carry_out(folder, _machine(folder.parent, options.data_folder(data), device, threads), selection, conditions, json)
-
-
-def find_target(runs: Path, target: str, on: str | None, selection: str, data: Path | None) -> tuple[Path, str]:
-    """The run folder and checkpoint to evaluate; weights from elsewhere are imported, if the data set is there."""
-    from crm.cli.weights import report_text
-    from crm.data.dataset import open_split
-    from crm.records import read_config
-
-    if on is not None:
-        open_split(on, "test", data_root=data)  # refuses before anything is written
-    if not _runs(runs, target) and Path(target).exists():
-        from crm.weights.files import KINDS, read_source
-        from crm.weights.imports import import_network, network_config
-
-        source = read_source(Path(target))
-        if not KINDS[source.kind].whole:
-            raise ValueError(f"{target} is a {source.title}: a backbone alone predicts nothing")
-        config, num_classes = network_config(source, None, on, {})
-        if (own := len(source.weights["query_decoder.class_embed.weight"]) - 1) != num_classes:
-            raise ValueError(f"{target} has {own} classes, but {config.data.dataset} has {num_classes}")
-        open_split(config.data.dataset, "test", data_root=data)
-        made = import_network(source, runs, dataset=on)
-        typer.echo(report_text(made.report), err=True)
-        return made.path, "last"
-    folder = find_run(runs, target)
-    if not (folder / "result.json").exists():
-        raise ValueError(f"run {folder.name} is not trained to its end; crm train or crm sweep finishes it")
-    checkpoint_file(folder, selection)
-    if on is None or read_config(folder).data.dataset == on:
-        return folder, selection
-    from crm.weights.imports import import_run
-
-    return import_run(folder, selection, on, runs), "last"
+    where = replace(
+        run_machine(folder.parent, data_root, device, threads),
+        loader_workers=loader_workers,
+        cache=frames,
+        processes=announced().size,
+    )
+    where = options.with_machine(where, machine)
+    join(device)
+    for selection in selections(config):
+        carry_out(folder, where, selection, [CLEAN_TEST], json)
+    if world().chief:
+        _print_selections(folder, config, json)
+    leave()
 
 
 def checkpoint_file(folder: Path, selection: str) -> Path:
@@ -121,7 +82,7 @@ def checkpoint_file(folder: Path, selection: str) -> Path:
 
 def find_run(runs: Path, prefix: str) -> Path:
     """The run folder whose id begins so; ValueError where none or several do."""
-    found = _runs(runs, prefix)
+    found = matching_runs(runs, prefix)
     if not found:
         raise ValueError(f"no run {prefix!r} in {runs}; `crm status SWEEP --json` lists the ids of a sweep")
     if len(found) > 1:
@@ -129,54 +90,87 @@ def find_run(runs: Path, prefix: str) -> Path:
     return found[0]
 
 
-def _runs(runs: Path, prefix: str) -> list[Path]:
+def matching_runs(runs: Path, prefix: str) -> list[Path]:
     """The run folders whose ids begin so."""
     if not re.fullmatch(r"[0-9a-z]+|import-[0-9a-f]*", prefix):
         return []
     return sorted(path for path in runs.glob(f"{prefix}*") if (path / "config.json").exists())
 
 
-def _machine(runs: Path, data: Path | None, device: str, threads: int) -> Machine:
+def run_machine(runs: Path, data: Path | None, device: str, threads: int) -> Machine:
     return Machine(runs=runs, data=data, weights=home() / "weights", device=device, threads=threads or cores())
 
 
-def _carry_out(folder: Path, machine: Machine, selection: str, conditions: Sequence[Condition], json: bool) -> None:
-    """One attempt in this process, with progress on the terminal; exits by what became of it."""
+def selections(config: Config) -> list[str]:
+    """The checkpoints that a run of this config has, the one it is judged by first."""
+    from crm.data.dataset import run_splits
+
+    return ["last", *(["val_best"] if "val" in run_splits(config.data) else []), *(["test_best"] * config.test_best)]
+
+
+def carry_out(folder: Path, machine: Machine, selection: str, conditions: Sequence[Condition], json: bool) -> None:
+    """One attempt in this process, with progress on the terminal; exits unless all of it was done."""
+    from crm.distributed import world
     from crm.records import read_json
     from crm.worker import DONE, STOPPED, TAKEN, StopFlag, attempt
 
     stop = StopFlag()
     stop.listen()
-    code = attempt(folder, machine, uuid4().hex[:16], selection, conditions, stop, Line(quiet=json))
+    quiet = json or not world().chief
+    errors = _log_to(folder / "log.txt")
+    code = attempt(folder, machine, uuid4().hex[:16], selection, conditions, stop, Line(quiet=quiet))
     if code == STOPPED:
         options.interrupted()
     if code == TAKEN:
         raise ValueError(f"run {folder.name} is being worked on by another process; crm status shows it")
     if code != DONE:
         failure = read_json(folder / "failure.json")
-        typer.echo(f"failed at step {failure['step']}: {failure['reason']}", err=True)
+        told = f"failed at step {failure['step']}: {failure['reason']}" if failure else "; ".join(errors)
+        if world().chief:
+            typer.echo(f"crm: {told}", err=True)
         raise typer.Exit(1)
-    _print_scores(folder, selection, conditions, json)
 
 
-def _print_scores(folder: Path, selection: str, conditions: Sequence[Condition], json: bool) -> None:
+def _log_to(path: Path) -> list[str]:
+    """Sends what is logged to a file, tracebacks and all; errors are also put, in words, into the list."""
+    errors: list[str] = []
+
+    class Heard(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            errors.append(record.getMessage())
+
+    heard = Heard(logging.ERROR)
+    logging.raiseExceptions = False  # a folder that is gone or full cannot take a log either
+    file = logging.FileHandler(path, delay=True)
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[file, heard], force=True)
+    return errors
+
+
+def _print_selections(folder: Path, config: Config, json: bool) -> None:
+    """Each checkpoint of a trained run: what chose it, and what it scores on all clean test frames."""
     from crm.confusion import load_evaluation
     from crm.records import evaluation, read_json
 
-    found = {each.name: load_evaluation(evaluation(folder, selection, each)) for each in conditions}
+    result = read_json(folder / "result.json")
+    names = selections(config)
+    found = {name: load_evaluation(evaluation(folder, name, CLEAN_TEST)) for name in names}
+    gap = found["test_best"].released_miou - found["val_best"].released_miou if len(names) == 3 else None
     if json:
-        result = read_json(folder / "result.json")
-        scores = {name: each.miou for name, each in found.items()}
-        released = {name: each.released_miou for name, each in found.items()}
-        options.echo_json(
-            {"run": folder.name, "folder": folder, "result": result, "miou": scores, "released_miou": released}
-        )
+        scores = {name: {"miou": each.miou, "released_miou": each.released_miou} for name, each in found.items()}
+        options.echo_json({"run": folder.name, "folder": folder, "result": result, "test": scores, "optimism": gap})
         return
     typer.echo(f"run {folder.name}  {folder}")
-    rows = [[name, f"{each.miou:.1f}", f"{each.released_miou:.1f}"] for name, each in found.items()]
-    typer.echo(options.table(rows, ["condition", "mIoU", "released mIoU"]))
+    rows = []
+    for name, each in found.items():
+        chosen = result.get(name) or {"step": result["steps"], "miou": None}
+        why = f"{chosen['miou']:.1f} on {name.partition('_')[0]}" if chosen["miou"] is not None else "the end"
+        rows.append([name, str(chosen["step"]), why, f"{each.miou:.1f}", f"{each.released_miou:.1f}"])
+    typer.echo(options.table(rows, ["checkpoint", "step", "chosen for", "test mIoU", "released mIoU"]))
     if any(f"{each.miou:.1f}" != f"{each.released_miou:.1f}" for each in found.values()):
         typer.echo("released mIoU: a class that occurs nowhere counts 0; mIoU leaves it out")
+    if gap is not None:
+        typer.echo(f"optimism of choosing on test: {gap:+.1f} points over choosing on val")
 
 
 class Line:

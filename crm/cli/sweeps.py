@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from crm.cli import options
-from crm.cli.options import Data, Device, Json, Runs, Seeds, Set, Yes
+from crm.cli.options import Cache, Data, Device, Json, Loaders, On, Runs, Seeds, Set, Yes
 from crm.config import Config, difference, override, run_id
 from crm.machine import Machine, cores, home, initial_file
 from crm.sweep import Cell, Sweep
@@ -39,6 +39,9 @@ def sweep(
     cluster: Annotated[str, typer.Option(help="inline (one after another, here) or local (workers).")] = "local",
     workers: Annotated[int, typer.Option("--workers", "-j", min=0, help="Runs at once. [default: one per core]")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of one run. [default: its share]")] = 0,
+    loader_workers: Loaders = 0,
+    cache: Cache = False,
+    how: On = None,
     device: Device = "cpu",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
     track: Annotated[bool, typer.Option("--track/--no-track", help="Mirror the runs into MLflow.")] = True,
@@ -72,7 +75,10 @@ def sweep(
         weights=home() / "weights",
         device=device,
         threads=threads or options.share_of_threads(workers),
+        loader_workers=loader_workers,
+        cache=options.cache_folder(cache),
     )
+    machine = options.with_machine(machine, how)
     try:
         failed = run_cells(name, found, cells, machine, workers, cluster, track, say, json)
     except KeyboardInterrupt:
@@ -216,12 +222,12 @@ def _cell_text(line: PlanLine) -> str:
 
 def check_data(cells: Sequence[Cell], data_root: Path | None) -> None:
     """Refuses before anything starts if the data set of a cell is not there, or the weights it starts from."""
-    from crm.data.dataset import open_run_split
+    from crm.data.dataset import open_run_split, run_splits
 
     for init in sorted({cell.config.model.init for cell in cells}):
         initial_file(init, None)
     for data in {cell.config.data for cell in cells}:
-        for split in ("train", "val", "test"):
+        for split in run_splits(data):
             open_run_split(data, split, data_root)
 
 

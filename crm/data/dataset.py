@@ -15,8 +15,10 @@ from PIL import Image
 
 from crm.config import Data
 from crm.data import synthetic
+from crm.data.cache import Mapped, Shared
 from crm.data.files import LAYOUTS, locate
 from crm.data.frames import Frame
+from crm.data.pictures import read_label
 from crm.data.specs import DATASETS, DatasetSpec
 from crm.names import chosen
 
@@ -92,14 +94,19 @@ def run_splits(data: Data) -> tuple[str, ...]:
     return ("train", "val", "test") if has_val else ("train", "test")
 
 
-@lru_cache(maxsize=4)
-def open_run_split(data: Data, split: str, data_root: Path | None) -> "Split":
+def open_run_split(data: Data, split: str, data_root: Path | None, cache: Path | None = None) -> "Split":
     """A split as a run uses it: data set, size and number of frames from the run's config.
 
-    Remembered, so that the runs of one worker decode or draw each frame once between them.
+    Remembered, so that the runs of one worker decode or draw each frame once between them. `cache` is a folder for
+    decoded frames that all processes share; without, each process keeps its own in memory.
     """
+    return _remembered(data, split, data_root, cache)
+
+
+@lru_cache(maxsize=4)
+def _remembered(data: Data, split: str, data_root: Path | None, cache: Path | None) -> "Split":
     limits = {"train": data.train_images, "val": data.val_images, "test": data.test_images}
-    return open_split(
+    opened = open_split(
         data.dataset,
         split,
         data_root=data_root,
@@ -107,6 +114,8 @@ def open_run_split(data: Data, split: str, data_root: Path | None) -> "Split":
         limit=limits.get(split, 0),
         carve_val=data.carve_val,
     )
+    opened.cache = cache
+    return opened
 
 
 def resize(frame: Frame, size: tuple[int, int]) -> Frame:
@@ -138,12 +147,12 @@ def manifest(split: "Split") -> dict[str, Any]:
             for path in paths:
                 digest.update(sha256(path.read_bytes()).digest())
     spec = split.spec
-    night = sum(map(spec.is_night, split.names))
+    night = sum(map(spec.is_night, split.names)) if spec.night_pattern else None  # None: names do not say
     return {
         "dataset": spec.name,
         "split": split.name,
         "count": len(split),
-        "day": len(split) - night,
+        "day": None if night is None else len(split) - night,
         "night": night,
         "size": list(split.size),
         "sha256": digest.hexdigest(),
@@ -159,7 +168,10 @@ def _variant(split: "Split") -> str | None:
 
 
 class Split(Sequence[Frame]):
-    """Frames by number, decoded (or drawn) once and then kept in memory: 5 bytes per pixel."""
+    """Frames by number, decoded (or drawn) once and then kept in memory: 5 bytes per pixel.
+
+    What is kept can be shared: with processes forked after `share()`, or with all, in files of the folder `cache`.
+    """
 
     def __init__(
         self,
@@ -175,8 +187,10 @@ class Split(Sequence[Frame]):
         self.carved = carved  # whether the spec's carve-out decided which frames these are
         self.names = tuple(names)
         self.origin = origin  # the generator's arguments, or each frame's files
+        self.cache: Path | None = None
         self._load = load
         self._kept: dict[int, Frame] = {}
+        self._store: Shared | Mapped | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -192,8 +206,57 @@ class Split(Sequence[Frame]):
             raise IndexError(f"{self.spec.name} {self.name} has frames 0 to {len(self) - 1}, not {index}")
         index %= len(self)
         if index not in self._kept:
-            frame = self._load(index)
-            for array in (frame.rgb, frame.thermal, frame.label):
-                array.flags.writeable = False  # what is kept is shared
-            self._kept[index] = frame
+            self._kept[index] = self._fetch(index)
         return self._kept[index]
+
+    def only(self, indices: Sequence[int]) -> "Split":
+        """Some of the frames, as a split that shares what is kept here."""
+        names = [self.names[index] for index in indices]
+        origin = self.origin if isinstance(self.origin, dict) else [self.origin[index] for index in indices]
+        return Split(self.spec, self.name, names, self.size, lambda i: self[indices[i]], origin, self.carved)
+
+    def _fetch(self, index: int) -> Frame:
+        """The frame from the store, or decoded and stored."""
+        if self._store is None and self.cache is not None:
+            self.share()
+        name = self.names[index]
+        if self._store and (stored := self._store.get(index, name, self.spec.is_night(name))):
+            return stored
+        frame = self._load(index)
+        for array in (frame.rgb, frame.thermal, frame.label):
+            array.flags.writeable = False  # what is kept is shared
+        return self._store.put(index, frame) if self._store else frame
+
+    def native_label(self, index: int) -> np.ndarray:
+        """A frame's label (h, w) as it is on disk, not resized: what predictions are compared with."""
+        if isinstance(self.origin, dict):
+            return self[index].label  # drawn at the size asked for
+        path = self.origin[index][-1]
+        with Image.open(path) as picture:
+            height, width = picture.height, picture.width  # from the header; nothing is decoded yet
+        if (height, width) == self.size:
+            return self[index].label
+        return read_label(path, f"the split {self.name}", self.spec, (height, width), "picture")
+
+    def share(self) -> None:
+        """From here on, what this process or one forked later decodes is there for all of them.
+
+        With a cache folder all frames are decoded now, unless another process has done so before.
+        """
+        if self._store is not None:
+            return
+        if self.cache is None:
+            self._store = Shared(len(self), self.size)
+            for index, frame in self._kept.items():
+                self._store.put(index, frame)
+            self._kept.clear()  # from now on views of what is shared, not a second copy
+            return
+        about = {key: value for key, value in manifest(self).items() if key in ("dataset", "split", "size", "sha256")}
+        file = f"{self.spec.name}-{self.name}-{self.size[0]}x{self.size[1]}-{about['sha256'][:16]}.frames"
+        self._store = Mapped(self.cache / file, about, self.names, self._load)
+
+    def verify(self) -> None:
+        """Reads every frame that comes from files; raises what is wrong with the first one that is not in order."""
+        if not isinstance(self.origin, dict):
+            for index in range(len(self)):
+                self[index]

@@ -164,6 +164,7 @@ PST900 = DatasetSpec(
     classes=("background", "fire_extinguisher", "backpack", "hand_drill", "survivor"),
     colours=((0, 0, 0), (0, 0, 255), (0, 255, 0), (255, 0, 0), (255, 255, 255)),
     splits={"train": 597, "test": 288},  # as found on disk; the authors' page says 606 and 288
+    lists={"train": {606: "as many as the authors' page says"}},
     size=(720, 1280),
     # Names are as in 31_bag1a_rect_rgb_frame0000000007: a recording is what stands before "_rect".
     carve_out=CarveOut(recording=r".+?(?=_rect|_frame|\d+\D*$)", share=1 / 8),

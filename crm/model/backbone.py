@@ -14,6 +14,7 @@ from timm.layers import PatchEmbed
 from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 STAGES = 4
 PATCH = 4  # side of a token, pixels
@@ -65,7 +66,7 @@ class StochasticDepth(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Float[Tensor, "b *_"]) -> Float[Tensor, "b *_"]:
+    def forward(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         if not (self.training and self.rate):
             return x
         first, images, whole = _drawn.get() or (0, len(x), len(x))
@@ -122,10 +123,7 @@ class Stage(nn.Module):
     def __init__(self, channels: int, heads: int, window: int, drop_path: Sequence[float], merge: bool) -> None:
         super().__init__()
         self.blocks = nn.Sequential(
-            *(
-                Block(channels, heads, window, window // 2 * (i % 2), rate)
-                for i, rate in enumerate(drop_path)
-            )
+            *(Block(channels, heads, window, window // 2 * (i % 2), rate) for i, rate in enumerate(drop_path))
         )
         self.merge = PatchMerging(channels) if merge else nn.Identity()
 
@@ -166,6 +164,7 @@ class SwinBranch(nn.Module):
             for i in range(STAGES)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(embed * 2**i) for i in range(STAGES))
+        self.recompute = False  # blocks' activations in the backward pass, to save memory
 
     def forward(
         self, image: Float[Tensor, "b i H W"], hidden: Bool[Tensor, "b h w"] | None
@@ -176,7 +175,8 @@ class SwinBranch(nn.Module):
             x = torch.where(hidden[..., None], self.mask_token.flatten().to(x.dtype), x)
         maps = []
         for stage, norm in zip(self.stages, self.norms, strict=True):
-            x = stage.blocks(x)
+            for block in stage.get_submodule("blocks").children():
+                x = checkpoint(block, x, use_reentrant=False) if self.recompute and self.training else block(x)
             maps.append(norm(x).permute(0, 3, 1, 2))
             x = stage.merge(x)
         return maps

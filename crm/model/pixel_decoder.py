@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 LEVELS = 3  # strides 32, 16, 8, in this order
 POINTS = 4  # samples of a head on a level
@@ -149,6 +150,7 @@ class PixelDecoder(nn.Module):
             nn.Sequential(nn.Conv2d(wide, width, 1), nn.GroupNorm(GROUPS, width)) for wide in reversed(channels[1:])
         )
         self.level_embed = nn.Parameter(torch.randn(LEVELS, width))
+        self.recompute = False  # layers' activations in the backward pass, to save memory
         self.layers = nn.ModuleList(EncoderLayer(width, heads, hidden) for _ in range(layers))
         self.lateral = nn.Sequential(nn.Conv2d(channels[0], width, 1, bias=False), nn.GroupNorm(GROUPS, width))
         self.smooth = nn.Sequential(
@@ -183,6 +185,9 @@ class PixelDecoder(nn.Module):
             ]
         )
         for layer in self.layers:
-            x = layer(x, position, sizes)
+            if self.recompute and self.training:
+                x = checkpoint(layer, x, position, sizes, use_reentrant=False)
+            else:
+                x = layer(x, position, sizes)
         parts = x.transpose(1, 2).split([height * width for height, width in sizes], dim=2)
         return [part.unflatten(2, size) for part, size in zip(parts, sizes, strict=True)]

@@ -77,6 +77,15 @@ class Segmenter(nn.Module):
         self.pixel_decoder = pixel_decoder
         self.query_decoder = query_decoder
 
+    def recompute(self, on: bool) -> None:
+        """Whether activations of Swin blocks and pixel decoder layers are computed again in the backward pass."""
+        self.backbone.rgb.recompute = self.backbone.thermal.recompute = self.pixel_decoder.recompute = on
+
+    def compile_parts(self) -> None:
+        """Branches and head through torch.compile, one by one; matching and losses stay as they are."""
+        for part in (self.backbone.rgb, self.backbone.thermal, self.pixel_decoder, self.query_decoder):
+            part.compile()
+
     def branch(self, modality: Modality, image: Image, hidden: Hidden | None = None) -> Maps:
         """Maps of one modality alone."""
         if modality == "rgb":

@@ -14,15 +14,16 @@ from uuid import uuid4
 import torch
 from safetensors.torch import save
 
-from crm.checkpoint import load_checkpoint, save_checkpoint
+from crm.checkpoint import load_checkpoint, save_weights
 from crm.config import SCHEMA, Config, Data, Model, flatten, override
+from crm.data.mapping import mapping
 from crm.data.specs import DATASETS
 from crm.model.fusion import FUSIONS
 from crm.model.segmenter import Segmenter, build_segmenter
 from crm.names import chosen
 from crm.provenance import source as code_source
 from crm.randomness import derive
-from crm.records import file_hash, read_config, write_bytes, write_json
+from crm.records import file_hash, read_config, trained_on, write_bytes, write_json
 from crm.weights.files import Source
 from crm.weights.sizes import conflicts, infer, infer_swin, refuse_other_swin, swin_name
 
@@ -76,19 +77,23 @@ def import_network(
 
 
 def import_run(folder: Path, selection: str, dataset: str, runs: Path) -> Path:
-    """A trained run's checkpoint as an import on another data set of as many classes; its run folder."""
+    """A trained run's checkpoint as an import on another data set, at that one's own size; its run folder.
+
+    The network keeps the classes it was trained on; ValueError if the data set has none of them.
+    """
     config = read_config(folder)
     path = folder / "checkpoints" / f"{selection}.safetensors"
-    checkpoint = load_checkpoint(path)
-    _, num_classes = infer(checkpoint.weights)
-    config = replace(config, data=_data(dataset, num_classes, folder.name))
+    trained, target = DATASETS[trained_on(folder)], chosen("data set", dataset, DATASETS)
+    mapping(trained, target)
+    config = replace(config, data=_data(dataset, None, folder.name))
     written = json.loads(json.dumps(flatten(config)))
     origin = {"kind": "run", "source": f"{folder.name} {selection}", "sha256": file_hash(path)}
     made = runs / f"import-{sha256(json.dumps([origin, written], sort_keys=True).encode()).hexdigest()[:12]}"
     if not (made / "result.json").exists():
-        model = build_segmenter(config.model, num_classes)
+        checkpoint = load_checkpoint(path)
+        model = build_segmenter(config.model, trained.num_classes)
         model.load_state_dict(checkpoint.weights)
-        _write_run(made, config, model, checkpoint.meta["step"], origin)
+        _write_run(made, config, model, checkpoint.meta["step"], origin, trained.name)
     return made
 
 
@@ -183,7 +188,9 @@ def _data(dataset: str, num_classes: int | None, what: str) -> Data:
     return Data(dataset=dataset, size=spec.size, crop=(spec.size[0] // 2, spec.size[1] // 2))
 
 
-def _write_run(folder: Path, config: Config, model: Segmenter, step: int, origin: Mapping[str, Any]) -> None:
+def _write_run(
+    folder: Path, config: Config, model: Segmenter, step: int, origin: Mapping[str, Any], trained: str | None = None
+) -> None:
     """A run folder that counts as trained, all at once or not at all."""
     scratch = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}")
     try:
@@ -191,13 +198,14 @@ def _write_run(folder: Path, config: Config, model: Segmenter, step: int, origin
         code = {name: value for name, value in code_source().items() if name != "diff"}
         write_json(scratch / "provenance.json", {"schema": SCHEMA, **code, "imported": origin})
         meta = {"step": step, "id": folder.name}
-        digest = save_checkpoint(scratch / "checkpoints/last.safetensors", model, None, meta)
+        digest = save_weights(scratch / "checkpoints/last.safetensors", model.state_dict(), meta)
         write_json(
             scratch / "result.json",
             {
                 "schema": SCHEMA,
                 "id": folder.name,
                 "imported": origin["source"],
+                "trained_on": trained or config.data.dataset,
                 "steps": step,
                 "checkpoints": {"last": {"file": "checkpoints/last.safetensors", "sha256": digest}},
                 "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -1,0 +1,99 @@
+"""Images per second that the loader prepares, by worker processes and by where decoded frames are kept.
+
+    python -m benchmarks.loader [--recipe released] [--json]
+
+Synthetic frames of 480x640 are written in the MF layout first. Then each combination prepares training batches of the
+published MF setting (crop 240x320, random resize, flip, jitter) that nobody consumes: "uncached" decodes every image
+from its PNG, "ram" and "file" have decoded all before. All in one run on one machine, so that ratios can be compared.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from crm.config import Config, Data
+from crm.data.dataset import Split, open_split
+from crm.data.export import write_synthetic
+from crm.data.loader import batches
+from crm.machine import cores
+from crm.provenance import cpu
+
+KINDS = ("uncached", "ram", "file")
+RECIPES = {
+    "clean": Data(),
+    "released": replace(Data(), float_resize=True, float_jitter=True, drop_last=True),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--frames", type=int, default=96, help="images written and prepared per combination")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--workers", default="0,1,2,4", help="numbers of worker processes")
+    parser.add_argument("--recipe", choices=RECIPES, default="clean")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(1)  # as in the workers, so that numbers are per process
+    counts = [int(number) for number in given.workers.split(",")]
+    with tempfile.TemporaryDirectory() as scratch:
+        say(f"writing {given.frames} frames of 480x640")
+        write_synthetic("mf", Path(scratch) / "mfnet", counts={"train": given.frames}, tell=told)
+        config = Config(data=RECIPES[given.recipe], batch=given.batch, steps=given.frames // given.batch)
+        speeds = {kind: {} for kind in KINDS}
+        for kind in KINDS:
+            for workers in counts:
+                say(f"{kind}, {workers} workers")
+                speeds[kind][workers] = images_per_second(config, prepared(kind, Path(scratch)), workers)
+    about = {"cpu": cpu(), "cores": cores(), "recipe": given.recipe, "batch": given.batch, "frames": given.frames}
+    print(json.dumps({**about, "images_per_second": speeds}, indent=1) if given.json else table(about, speeds))
+
+
+def prepared(kind: str, scratch: Path) -> Split:
+    """The training split with nothing decoded, or everything, in memory or in a file."""
+    split = open_split("mf", "train", data_root=scratch)
+    if kind == "file":
+        split.cache = scratch / "cache"
+    if kind != "uncached":
+        split.verify()
+    return split
+
+
+def images_per_second(config: Config, split: Split, workers: int) -> float:
+    """Over one epoch, from the first batch on: starting workers is not part of it."""
+    made = batches(config, split, 0, workers)
+    next(made)
+    began = time.perf_counter()
+    count = sum(len(batch.valid) for batch in made)
+    return round(count / (time.perf_counter() - began), 1)
+
+
+def table(about: dict[str, object], speeds: dict[str, dict[int, float]]) -> str:
+    """Images per second, and in brackets relative to one process without a cache."""
+    counts = list(speeds["uncached"])
+    base = speeds["uncached"][counts[0]]
+    lines = [f"{about['cpu']}, {about['cores']} cores; {about['recipe']} recipe, batches of {about['batch']}", ""]
+    lines.append("images/s  " + "".join(f"{f'{count} workers':>16}" for count in counts))
+    for kind, by_count in speeds.items():
+        lines.append(
+            f"{kind:10}" + "".join(f"{f'{speed:.0f} ({speed / base:.1f}x)':>16}" for speed in by_count.values())
+        )
+    return "\n".join(lines)
+
+
+def told(split: str, done: int, count: int) -> None:
+    if done % 24 == 0:
+        say(f"  {done} of {count}")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Evaluating a trained run, or weights from elsewhere, also on another data set than its own."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from crm.cli import options
+from crm.cli.options import Data, Device, Json, Runs
+from crm.cli.runs import Threads, carry_out, checkpoint_file, find_run, matching_runs, run_machine
+from crm.cli.scores import print_scores
+from crm.conditions import suite
+from crm.sweep import SELECTIONS
+
+if TYPE_CHECKING:
+    from crm.weights.files import Source
+
+Target = Annotated[str, typer.Argument(help="A run id, enough of its first digits, or a file of weights.")]
+Select = Annotated[str, typer.Option("--select", help=f"Checkpoint: {', '.join(SELECTIONS)}.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(evaluate)
+
+
+def evaluate(
+    target: Target,
+    on: Annotated[str | None, typer.Option(help="Another data set; of its classes those count that both have.")] = None,
+    suite_name: Annotated[str, typer.Option("--suite", help="A suite, as in `crm list suites`.")] = "robustness",
+    selection: Select = "last",
+    subset: Annotated[str | None, typer.Option(help="Only day or night images.")] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(metavar="CLASS", help="Leave a class out of every mean (repeatable).")
+    ] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="IoU per class too.")] = False,
+    runs: Runs = None,
+    data: Data = None,
+    device: Device = "cpu",
+    threads: Threads = 0,
+    json: Json = False,
+) -> None:
+    """Evaluates a trained run, or weights from elsewhere, under a suite of conditions.
+
+    What is on disk already is not computed again. A file of weights is imported first, as `crm weights import` does.
+    """
+    from crm.confusion import load_evaluation
+    from crm.names import chosen
+    from crm.records import evaluation, lacking
+
+    chosen("selection", selection, dict.fromkeys(SELECTIONS))
+    conditions = suite(suite_name)
+    chosen("subset", subset or "day", dict.fromkeys(("day", "night")))
+    folder, selection = find_target(options.runs_folder(runs), target, on, selection, options.data_folder(data))
+    for name in without or []:
+        chosen("class", name, dict.fromkeys(scored_classes(folder)))
+    nothing_to_do = not lacking(folder, selection, conditions)
+    if not nothing_to_do:
+        machine = run_machine(folder.parent, options.data_folder(data), device, threads)
+        carry_out(folder, machine, selection, conditions, json)
+    found = {each.name: load_evaluation(evaluation(folder, selection, each)) for each in conditions}
+    print_scores(folder, found, without or [], subset, per_class, json)
+    if nothing_to_do:
+        raise typer.Exit(3)
+
+
+def find_target(runs: Path, target: str, on: str | None, selection: str, data: Path | None) -> tuple[Path, str]:
+    """The run folder and checkpoint to evaluate; weights from elsewhere are imported, if the data set is there."""
+    from crm.data.dataset import open_split
+    from crm.data.specs import DATASETS
+    from crm.records import read_config
+
+    if on is not None:
+        open_split(on, "test", data_root=data)  # refuses before anything is written
+    if is_file(runs, target):
+        from crm.weights.imports import network_config
+
+        source = whole_network(target)
+        own = len(source.weights["query_decoder.class_embed.weight"]) - 1
+        if on is not None and own != (there := DATASETS[on].num_classes):
+            how = f"crm weights import {target} makes it a run, which can be evaluated on the classes that both have"
+            raise ValueError(f"{target} has {own} classes, but {on} has {there}; {how}")
+        config, _ = network_config(source, None, on, {})
+        open_split(config.data.dataset, "test", data_root=data)
+        return import_file(source, runs, on), "last"
+    folder = find_run(runs, target)
+    if not (folder / "result.json").exists():
+        raise ValueError(f"run {folder.name} is not trained to its end; crm train or crm sweep finishes it")
+    checkpoint_file(folder, selection)
+    if on is None or read_config(folder).data.dataset == on:
+        return folder, selection
+    from crm.weights.imports import import_run
+
+    return import_run(folder, selection, on, runs), "last"
+
+
+def is_file(runs: Path, target: str) -> bool:
+    """Whether a target means a file of weights; what could be a run as well is a run."""
+    return not matching_runs(runs, target) and Path(target).exists()
+
+
+def whole_network(target: str) -> "Source":
+    """The file's weights; ValueError for a backbone alone."""
+    from crm.weights.files import KINDS, read_source
+
+    source = read_source(Path(target))
+    if not KINDS[source.kind].whole:
+        raise ValueError(f"{target} is a {source.title}: a backbone alone predicts nothing")
+    return source
+
+
+def import_file(source: "Source", runs: Path, dataset: str | None = None) -> Path:
+    """The run folder of an imported file; says on stderr what became of its tensors."""
+    from crm.cli.weights import report_text
+    from crm.weights.imports import import_network
+
+    made = import_network(source, runs, dataset=dataset)
+    typer.echo(report_text(made.report), err=True)
+    return made.path
+
+
+def scored_classes(folder: Path) -> tuple[str, ...]:
+    """The classes that a run's evaluations are about."""
+    from crm.data.mapping import mapping
+    from crm.data.specs import DATASETS
+    from crm.records import read_config, trained_on
+
+    target = DATASETS[read_config(folder).data.dataset]
+    shared = mapping(DATASETS[trained_on(folder)], target)
+    return shared.classes[1:] if shared else target.classes

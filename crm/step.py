@@ -1,0 +1,182 @@
+"""One optimiser step of a run: forward and backward in as many parts as the machine wants, then one descent.
+
+A step is a function of (seed, step). Micro-batches and processes are parts of its batch: their losses and gradients add
+up to those of the whole (to rounding; with micro-batches BatchNorm sees each of them alone).
+
+b = images of this process, B = images of the whole batch, h w = tokens
+"""
+
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from crm import distributed
+from crm.config import Config
+from crm.data.specs import DatasetSpec
+from crm.data.transforms import Batch
+from crm.faults import strikes
+from crm.machine import Machine
+from crm.masking import training_masks
+from crm.model.backbone import drawn_for
+from crm.model.segmenter import Segmenter, build_segmenter
+from crm.objective import Part, Targets, make_targets, objective
+from crm.optim import build_optimizer, rate
+from crm.points import RandomPoints
+from crm.randomness import derive
+
+
+class RunFailed(RuntimeError):
+    """Training cannot go on, for a reason that stands in the message."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a step came to; losses are those of the whole batch."""
+
+    terms: dict[str, float]
+    details: dict[str, float]
+    grad_norm: float  # before clipping
+    lr: float  # the highest of any group
+    hidden: dict[str, float]  # share of tokens hidden in each modality
+
+    @property
+    def total(self) -> float:
+        return sum(self.terms.values())
+
+
+class Trainer:
+    """A network in training, with its optimiser and, if configured, the running average of its weights."""
+
+    def __init__(self, config: Config, machine: Machine, spec: DatasetSpec, epoch_steps: int) -> None:
+        """A network from scratch, as every run of this seed begins.
+
+        Args:
+            epoch_steps: steps of one pass over the training images.
+        """
+        self.config, self.machine, self.spec, self.epoch_steps = config, machine, spec, epoch_steps
+        self.places = distributed.share(config.batch)
+        if not self.places:
+            raise ValueError(f"batch {config.batch} is smaller than the {distributed.world().size} processes")
+        torch.manual_seed(derive(config.seed, "initialisation"))
+        self.model = build_segmenter(config.model, spec.num_classes).to(machine.device)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """How the machine computes the network: none of it changes what is computed."""
+        if self.machine.device.startswith("cuda"):
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.machine.precision == "tf32"
+        if self.machine.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # pyright: ignore - an overload that Module.to lacks
+        self.model.recompute(self.machine.recompute)
+        if self.machine.compile:
+            from torch._inductor import config as inductor  # noqa: PLC0415 - loads a compiler, which takes seconds
+
+            inductor.fallback_random = True  # the draws of stochastic depth stay those of a run that is not compiled
+            # what these functions return is the same at every call, so tracing through their cache is right
+            warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
+            self.model.compile_parts()
+
+    def begin(self) -> None:
+        """To be called when the weights are those that training starts from."""
+        self.optimizer = build_optimizer(self.model, self.config.optim)
+        decay = self.config.optim.ema
+        # the average has buffers as they are now; only parameters are averaged
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+
+    @property
+    def evaluated(self) -> Segmenter:
+        """The network that validation and evaluation look at: the average of the weights, where there is one."""
+        network = self.model if self.average is None else self.average.module
+        assert isinstance(network, Segmenter)
+        return network
+
+    def step(self, batch: Batch, number: int) -> Step:
+        """Step `number` on this process's images of it.
+
+        Raises RunFailed if the loss or the gradient is not finite, with the step and the terms.
+        """
+        config = self.config
+        if strikes("memory", "step"):
+            raise torch.OutOfMemoryError("CRM_FAULT asked for it")
+        self.model.train()
+        masks = training_masks(config, (batch.image.shape[2], batch.image.shape[3]), number)
+        targets = make_targets(batch.label, self.spec.num_classes, self.spec.ignore_index, valid=batch.valid)
+        counts = self._counts(targets)
+        image, targets = batch.image.to(self.machine.device, non_blocking=True), targets.to(self.machine.device)
+        hidden = None if masks is None else masks[self.places.start : self.places.stop].to(self.machine.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        for images in self._parts(len(image)):
+            part = Part(self.places.start + images.start, counts)
+            with drawn_for(part.first, images.stop - images.start, len(counts)):
+                found = self._losses(image[images], None if hidden is None else hidden[images],
+                                     targets.part(images), part, number)  # fmt: skip
+            for name, value in found.items():
+                sums[name] = sums[name] + value if name in sums else value
+        values = distributed.add_up(torch.stack(list(sums.values()))).tolist()
+        found = dict(zip(sums, values, strict=True))
+        terms = {name: value for name, value in found.items() if "/" not in name}
+        if not math.isfinite(sum(terms.values())):
+            raise _not_finite("loss", terms, number)
+        distributed.add_up_gradients(self.model)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip).item()
+        if not math.isfinite(norm):
+            raise _not_finite("gradient", terms, number)
+        factor = rate(number, config.steps, self.epoch_steps, config.optim)
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+            group["lr"] = group["initial_lr"] * factor
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        shares = [0.0, 0.0] if masks is None else masks.float().mean(dim=(0, 2, 3)).tolist()
+        return Step(
+            terms=terms,
+            details={name: value for name, value in found.items() if "/" in name},
+            grad_norm=norm,
+            lr=max(group["lr"] for group in self.optimizer.param_groups),
+            hidden={"rgb": shares[0], "thermal": shares[1]},
+        )
+
+    def _losses(
+        self, image: Tensor, hidden: Tensor | None, targets: Targets, part: Part, number: int
+    ) -> dict[str, Tensor]:
+        """Terms and details of one part of the batch, after its backward pass."""
+        seed, device = self.config.seed, self.machine.device
+        torch.manual_seed(derive(seed, number, "drop path"))
+        points = RandomPoints(torch.Generator(device).manual_seed(derive(seed, number, "points")))
+        try:
+            with self._autocast():
+                losses = objective(
+                    self.model, image, hidden, targets, self.config.loss, points, self.machine.head_passes, part
+                )
+        except FloatingPointError as error:  # the matching meets nan before the loss does
+            raise RunFailed(f"step {number}: {error}") from error
+        losses.total.backward()
+        return {name: value.detach() for name, value in (losses.terms | losses.details).items()}
+
+    def _autocast(self) -> torch.autocast:
+        kind = self.machine.device.partition(":")[0]
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.machine.precision == "bf16")
+
+    def _parts(self, images: int) -> Iterator[slice]:
+        """This process's images, cut into micro-batches."""
+        size = self.machine.micro_batch or images
+        for start in range(0, images, size):
+            yield slice(start, min(start + size, images))
+
+    def _counts(self, targets: Targets) -> tuple[int, ...]:
+        """Classes present in every image of the whole batch, those of other processes too."""
+        mine = torch.zeros(self.config.batch, dtype=torch.int64)
+        mine[self.places.start : self.places.stop] = torch.tensor([len(present) for present in targets.classes])
+        return tuple(distributed.add_up(mine.to(self.machine.device)).tolist())
+
+
+def _not_finite(what: str, terms: dict[str, float], number: int) -> RunFailed:
+    found = ", ".join(f"{name} {value:g}" for name, value in terms.items())
+    return RunFailed(f"the {what} is not finite at step {number}: {found}")
