@@ -68,21 +68,23 @@ def evaluate_run(
         model = build_segmenter(config.model, trained.num_classes).to(machine.device)
         model.load_state_dict(checkpoint.weights)
         wanted = [condition for condition in conditions if condition.split == name]
-        for condition, result in evaluate(
-            model, split, wanted, max(config.batch, AT_ONCE), machine.device, trained, stop
-        ):
+        batch = max(config.batch, AT_ONCE)
+        written = 0
+        for condition, result in evaluate(model, split, wanted, batch, machine.device, trained, stop):
             claim.check()
             result = replace(result, meta={**result.meta, **made_by})
             save_evaluation(evaluation(claim.folder, selection, condition), result)
-            seconds = result.meta["seconds"]
+            written += 1
             append(
                 claim.folder,
                 "evaluate",
                 selection=selection,
                 condition=condition.name,
                 miou=result.miou,
-                seconds=seconds,
+                seconds=result.meta["seconds"],
             )
+        if written < len(wanted):
+            return False  # stopped
     return True
 
 

@@ -83,7 +83,7 @@ def _header(path: Path) -> tuple[Size, bool] | None:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `refuse_size` says it in other words
             with Image.open(path) as picture:
                 # Pillow cuts 16 bits to 8 without a word where there are several channels; its decoder's name tells
-                deep = picture.mode[0] in "IF" or any("16" in str(tile) for tile in picture.tile)
+                deep = picture.mode[0] in "IF" or any(";16" in str(tile[3]) for tile in picture.tile)
                 return (picture.height, picture.width), deep
     except BROKEN:
         return None

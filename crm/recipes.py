@@ -24,12 +24,22 @@ QUIRKS = {
     1: Quirk(
         released="trains on all of train, and chooses the checkpoint on the test split",
         clean="chooses it on val, which is held out of train where there is none",
-        settings={"data.carve_val": False},
+        settings={"data.carve_val": False, "test_best": True},
+    ),
+    2: Quirk(
+        released="that choice leaves out the last, incomplete batch of the test split",
+        clean="every image counts in every score that is reported",
+        settings={},
     ),
     3: Quirk(
         released="the learning rate decays per epoch against a horizon in steps, so hardly at all",
         clean="it decays per step, to zero",
         settings={"optim.schedule": "epoch"},
+    ),
+    4: Quirk(
+        released="float32 (TF32 on the GPUs of its time), whatever its config says",
+        clean="as the machine is told (--machine precision=...), and recorded with the run",
+        settings={},
     ),
     5: Quirk(
         released="colours are jittered as floats: saturation and hue go wrong in 9 of 32 images",
@@ -61,20 +71,35 @@ QUIRKS = {
         clean="ignored pixels do not count",
         settings={"loss.count_ignored": True},
     ),
+    16: Quirk(
+        released="a class that occurs nowhere counts 0 in the mean",
+        clean="it is left out and named; both means are reported",
+        settings={},
+    ),
+    17: Quirk(
+        released="the mean is over all classes, the unlabelled one included",
+        clean="so it is; the mean without class 0 is reported too",
+        settings={},
+    ),
     18: Quirk(
         released="KP with Swin-B starts from ImageNet-22k, everything else from ImageNet-1k",
         clean="everything starts from ImageNet-1k",
         settings={},
     ),
     20: Quirk(
-        released="an epoch leaves out its last, incomplete batch",
-        clean="every image is seen equally often",
-        settings={"data.drop_last": True},
+        released="an epoch leaves out its last, incomplete batch; each process normalises by its own images",
+        clean="every image is seen equally often; the fusion norms see the images of all processes",
+        settings={"data.drop_last": True, "model.sync_norm": False},
     ),
     21: Quirk(
         released="one run, of seed 1024",
         clean="the seeds of the sweep, at least three",
         settings={"seed": 1024},
+    ),
+    24: Quirk(
+        released="whatever the list of MF that was downloaded holds",
+        clean="`crm data check` says which list it is: 784 names, 1568 with flips, or 1176 merged with val",
+        settings={},
     ),
 }
 

@@ -92,6 +92,14 @@ def test_shares_of_a_split_add_up_to_the_whole(mf):
         assert ece(joined["calibration"]) == pytest.approx(ece(found.calibration), abs=0.1)
 
 
+def test_asked_to_stop_it_ends_between_two_batches_with_nothing(mf):
+    """What is computed of some images alone is no evaluation."""
+    asked = iter([False, True])
+    split = open_split("mf", "test", data_root=mf, size=SEEN)
+    found = evaluate(network(MF.num_classes), split, [CLEAN_TEST], 2, "cpu", stop=lambda: next(asked))
+    assert list(found) == [] and next(asked, None) is None
+
+
 # ---------------------------------------------------------------------------------------------- what is stored
 
 

@@ -5,21 +5,31 @@ Each quirk is tested by what it changes in a run, not by the setting that switch
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from analysis.published import published
 from crm.cli.options import find_experiment, modules
+from crm.cli.runs import selections
 from crm.config import Config, override
 from crm.confusion import iou, miou, released_miou
+from crm.data.dataset import open_split
+from crm.data.frames import Frame
+from crm.data.loader import indices
 from crm.data.specs import DATASETS
+from crm.data.transforms import augment
+from crm.machine import Machine
 from crm.masking import training_masks
 from crm.model.segmenter import build_segmenter
 from crm.objective import Targets, make_targets, set_losses
 from crm.optim import build_optimizer, rate
 from crm.points import OUTSIDE, RandomPoints
 from crm.recipes import QUIRKS, RECIPES, released
+from crm.sweep import refuse_selection
+from crm.train import _scored
 
 EXPERIMENTS = [f"{data}_swin_{size}" for data in ("mf", "pst900", "kp") for size in "tsb"]
 TRAIN_IMAGES = {"mf": 784, "pst900": 597, "kp": 499}  # what the released code trains on
@@ -61,6 +71,64 @@ def test_the_recipes_differ_in_the_listed_settings_alone(name):
 
 
 # ---------------------------------------------------------------------------------------------- quirk by quirk
+
+
+@each
+def test_1_the_released_recipe_trains_on_all_of_train_and_chooses_on_test(name):
+    clean, as_released = (config(name, recipe) for recipe in ("clean", "released"))
+    assert selections(as_released) == (["last", "test_best"] if "pst900" in name else ["last", "val_best", "test_best"])
+    assert selections(clean) == ["last", "val_best"]
+    if "pst900" in name:
+        with pytest.raises(ValueError, match="no val split"):
+            refuse_selection("val_best", as_released)
+    with pytest.raises(ValueError, match="test_best=True"):
+        refuse_selection("test_best", clean)
+
+
+def test_2_the_choice_on_test_leaves_out_the_incomplete_batch():
+    """MF 392 of 393 images, KP 300 of 311, PST900 288 of 288."""
+    for data, (images, kept) in {"mf": (393, 392), "kp": (311, 300), "pst900": (288, 288)}.items():
+        made = config(f"{data}_swin_t", "released")
+        split = open_split("synthetic", "test", limit=images)
+        assert len(_scored("test_best", split, made.batch)) == kept
+        assert len(_scored("val_best", split, made.batch)) == images
+
+
+def test_4_both_recipes_compute_in_float32_unless_the_machine_is_told_otherwise():
+    assert Machine(runs=Path("nowhere")).precision == "fp32"
+    assert "precision" in Machine(runs=Path("nowhere")).numerics()
+
+
+def frame() -> Frame:
+    """A frame of MF's size whose colours are saturated, so that broken saturation shows."""
+    rows, columns = np.mgrid[0:480, 0:640]
+    rgb = np.stack([columns % 256, 255 - columns % 256, rows % 256], axis=2).astype(np.uint8)
+    thermal, label = (rows % 200).astype(np.uint8), (columns // 80).astype(np.uint8)
+    return Frame(name="00001D", rgb=rgb, thermal=thermal, label=label, night=False)
+
+
+def test_5_released_jitter_turns_images_grey_and_clean_jitter_does_not():
+    """A grey image is one whose colour channels agree; a quarter or so of the released ones are broken."""
+    grey = dict.fromkeys(RECIPES, 0)
+    for recipe in RECIPES:
+        made = override(config("mf_swin_t", recipe), {"data.scale": (1.0, 1.0), "data.crop": (64, 64)})
+        for seed in range(120):
+            image, _ = augment(frame(), made.data, torch.Generator().manual_seed(seed))
+            low, high = image[:3].amin(0).float(), image[:3].amax(0).float()
+            grey[recipe] += ((high - low) / high.clamp(min=1)).median().item() < 0.02
+    assert grey["clean"] == 0 and grey["released"] >= 6
+
+
+def test_6_released_frames_are_resized_without_antialias():
+    """A fine pattern of stripes shrunk to half: antialias gives their mean, plain bilinear sampling keeps contrast."""
+    stripes = replace(frame(), thermal=np.tile(np.array([0, 0, 250], np.uint8), (480, 214))[:, :640])
+    spread = {}
+    for recipe in RECIPES:
+        part = {"data.scale": (0.5, 0.5), "data.jitter": 0.0, "data.crop": (240, 320)}
+        made = override(config("mf_swin_t", recipe), part)
+        image, _ = augment(stripes, made.data, torch.Generator().manual_seed(0))
+        spread[recipe] = image[3].float().std().item()
+    assert spread["released"] > 1.3 * spread["clean"]
 
 
 @each
@@ -167,6 +235,25 @@ def test_16_17_both_rules_for_absent_classes_are_reported_and_class_0_counts():
 def test_18_kp_with_swin_b_alone_starts_from_22k_as_released(name):
     assert "22k" not in config(name, "clean").model.init
     assert ("22k" in config(name, "released").model.init) is (name == "kp_swin_b")
+
+
+@pytest.mark.parametrize("name", ["mf_swin_t", "pst900_swin_t", "kp_swin_t"])
+def test_20_released_epochs_are_whole_batches_and_norms_are_per_process(name):
+    for recipe in RECIPES:
+        made = config(name, recipe)
+        images = TRAIN_IMAGES[made.data.dataset]
+        epoch = images // made.batch
+        seen = [i for step in range(epoch) for i in indices(0, images, made.batch, step, made.data.drop_last)]
+        following = indices(0, images, made.batch, epoch, made.data.drop_last)
+        if recipe == "released":
+            assert following == indices(0, images, made.batch, epoch, True)
+            assert sorted(seen) != list(range(images)) or images % made.batch == 0
+        else:
+            rest = images - len(seen)
+            assert sorted(seen + following[:rest]) == list(range(images))
+        with torch.device("meta"):
+            norms = build_segmenter(made.model, 9).backbone.fusion_norms
+        assert all(norm.sync is (recipe == "clean") for norm in norms)
 
 
 @each
