@@ -2,7 +2,7 @@
 
 Torch-free. Declared once per data set: each class that others have too is given a concept, and two classes are the same
 if they have the same concept. Several classes of one data set may have one concept, as bicycle and motorcycle of KP are
-bike; they then count as one.
+bike; they then count as one. The network chooses among all of its own classes, and what it chose is translated.
 
 Everything else, on either side, is one further class, OTHER: a shared class predicted where the label is something else
 is a false positive, and a shared class taken for something else is missed. Of OTHER itself no score is given. Pixels
