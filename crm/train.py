@@ -58,6 +58,10 @@ def train(config: Config, machine: Machine, claim: Claim, stop: Stop, tell: Tell
     folder, chief = claim.folder, distributed.world().chief
     names = [name for name in run_splits(config.data) if name != "test" or config.test_best]
     splits = {name: open_run_split(config.data, name, machine.data, machine.cache) for name in names}
+    if config.test_best and len(splits["test"]) < config.batch:
+        raise ValueError(
+            f"test_best chooses on whole batches, and test has {len(splits['test'])} images for batches of {config.batch}"
+        )
     trainer = Trainer(config, machine, splits["train"].spec, max(1, len(splits["train"]) // config.batch))
     checkpoint = newest_checkpoint(folder)
     weights = {} if checkpoint else initialise(trainer.model, config.model, machine.weights)
