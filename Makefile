@@ -19,7 +19,7 @@ demo: .venv/.installed ## train three small networks, take a modality away, and 
 	$(BIN)/crm sweep demo --yes --report
 
 test: .venv/.installed ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 check: .venv/.installed ## lint, formatting and types
 	$(BIN)/ruff check

@@ -60,7 +60,7 @@ def train(config: Config, machine: Machine, claim: Claim, stop: Stop, tell: Tell
     splits = {name: open_run_split(config.data, name, machine.data, machine.cache) for name in names}
     if config.test_best and len(splits["test"]) < config.batch:
         raise ValueError(
-            f"test_best chooses on whole batches, and test has {len(splits['test'])} images for batches of {config.batch}"
+            f"test_best chooses on whole batches of {config.batch}, and test has {len(splits['test'])} images"
         )
     trainer = Trainer(config, machine, splits["train"].spec, max(1, len(splits["train"]) // config.batch))
     checkpoint = newest_checkpoint(folder)
