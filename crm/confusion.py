@@ -5,6 +5,7 @@ numpy only. n = images, k = classes; a matrix has labels in rows and predictions
 
 import io
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -179,8 +180,11 @@ def save_evaluation(path: Path, evaluation: Evaluation) -> None:
 
 def load_evaluation(path: Path, predictions: bool = False) -> Evaluation:
     """Reads one evaluation, without its prediction maps unless asked for; never unpickles."""
-    with np.load(path, allow_pickle=False) as stored:
-        maps = stored["predictions"] if predictions and "predictions" in stored else None
-        meta = json.loads(str(stored["meta"]))
-        calibration = stored.get("calibration")
-        return Evaluation(stored["confusion"], stored["names"], stored["night"], maps, meta, calibration)
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            maps = stored["predictions"] if predictions and "predictions" in stored else None
+            meta = json.loads(str(stored["meta"]))
+            calibration = stored.get("calibration")
+            return Evaluation(stored["confusion"], stored["names"], stored["night"], maps, meta, calibration)
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged; delete it, and it is computed anew") from error

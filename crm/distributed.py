@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from crm.names import chosen
 
-TIMEOUT = timedelta(minutes=30)  # what a process waits for another before it gives up
+TIMEOUT = timedelta(hours=12)  # what a process waits for another before it gives up: an evaluation by the first one
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 
 

@@ -12,6 +12,7 @@ other classes than the network's, `crm.data.mapping` says what counts.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,9 +25,9 @@ from crm.calibration import CONFIDENCE, histogram
 from crm.checkpoint import load_checkpoint
 from crm.conditions import PICTURED, Condition, Degradation
 from crm.config import Config
-from crm.confusion import Evaluation, confusion_matrix, save_evaluation
+from crm.confusion import Evaluation, confusion_matrix, load_evaluation, save_evaluation
 from crm.corruptions import corrupt
-from crm.data.dataset import Split, open_run_split
+from crm.data.dataset import Split, manifest, open_run_split
 from crm.data.frames import Frame
 from crm.data.mapping import OTHER, Mapping, mapping
 from crm.data.specs import DATASETS, DatasetSpec
@@ -65,6 +66,8 @@ def evaluate_run(
         if stop():
             return False
         split = open_run_split(config.data, name, machine.data, machine.cache)
+        made_by["data_sha256"] = manifest(split)["sha256"]
+        refuse_other_frames(claim.folder, selection, name, made_by["data_sha256"])
         model = build_segmenter(config.model, trained.num_classes).to(machine.device)
         model.load_state_dict(checkpoint.weights)
         wanted = [condition for condition in conditions if condition.split == name]
@@ -128,6 +131,16 @@ class _Evidence(NamedTuple):
     matrices: list[np.ndarray]
     histograms: list[np.ndarray]
     pictures: list[np.ndarray]  # none where the condition keeps none
+
+
+def refuse_other_frames(folder: Path, selection: str, split: str, data_sha256: str) -> None:
+    """ValueError if what is stored of a split was evaluated on other frames: the numbers could not be compared."""
+    for path in sorted((folder / "evals" / selection).glob(f"{split}*.npz"))[:1]:
+        if load_evaluation(path).meta.get("data_sha256") not in (None, data_sha256):
+            raise ValueError(
+                f"the frames of {split} are not those that {path} was computed on; give the same data, "
+                f"or delete {path.parent}"
+            )
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ Torch-free; numpy is loaded only by whoever reads confusion matrices.
 
 import fcntl
 import json
+import math
 import os
 import re
 import socket
@@ -51,7 +52,16 @@ class Moved(ValueError):
 
 def write_json(path: Path, value: Any) -> None:
     """All or nothing, and on disk when it returns, so that a killed job leaves no half file."""
-    write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+    write_bytes(path, (json.dumps(finite(value), indent=1) + "\n").encode())
+
+
+def finite(value: Any) -> Any:
+    """The value with null in the place of numbers that JSON does not know: nan and the infinities."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    return [finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -79,11 +89,13 @@ def remove_scratch(folder: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The file's value, or None where there is no such file."""
+    """The file's value, or None where there is no such file; ValueError names one that is no JSON."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, for it is no JSON: {error}") from error
 
 
 def file_hash(path: Path) -> str:
@@ -137,18 +149,23 @@ def trained_on(folder: Path) -> str:
 
 
 def recorded_numerics(folder: Path, machine: Machine) -> Machine:
-    """The machine with the numerics of the run's first attempt; they are recorded here if this is the first.
+    """The machine with the numerics that the run's first checkpoint was made with; as it is before there is one.
 
-    Bit identity is promised at equal numerics, so every attempt uses those of the first. ValueError if the run was
-    begun with another number of processes, which only its launcher can change.
+    Bit identity is promised at equal numerics, so every attempt uses those of the first that got somewhere. ValueError
+    if that was with another number of processes, which only their launcher can change.
     """
     recorded = read_json(folder / "numerics.json")
-    if recorded is None:
-        write_json(folder / "numerics.json", machine.numerics())
+    if recorded is None or not list((folder / "checkpoints").glob("last*.safetensors")):
         return machine
     if (begun := recorded.get("processes", 1)) != machine.processes:
         raise ValueError(f"the run was begun with {begun} processes; start it with as many, not {machine.processes}")
     return replace(machine, **recorded)
+
+
+def record_numerics(folder: Path, machine: Machine) -> None:
+    """Writes what `recorded_numerics` reads."""
+    if read_json(folder / "numerics.json") != machine.numerics():
+        write_json(folder / "numerics.json", machine.numerics())
 
 
 def evaluation(folder: Path, selection: str, condition: Condition) -> Path:

@@ -60,8 +60,6 @@ class Trainer:
         """
         self.config, self.machine, self.spec, self.epoch_steps = config, machine, spec, epoch_steps
         self.places = distributed.share(config.batch)
-        if not self.places:
-            raise ValueError(f"batch {config.batch} is smaller than the {distributed.world().size} processes")
         torch.manual_seed(derive(config.seed, "initialisation"))
         self.model = build_segmenter(config.model, spec.num_classes).to(machine.device)
         self._prepare()

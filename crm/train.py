@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,7 @@ def train(config: Config, machine: Machine, claim: Claim, stop: Stop, tell: Tell
     folder, chief = claim.folder, distributed.world().chief
     names = [name for name in run_splits(config.data) if name != "test" or config.test_best]
     splits = {name: open_run_split(config.data, name, machine.data, machine.cache) for name in names}
-    if config.test_best and len(splits["test"]) < config.batch:
-        raise ValueError(
-            f"test_best chooses on whole batches of {config.batch}, and test has {len(splits['test'])} images"
-        )
+    refuse_impossible(config, machine, {name: len(split) for name, split in splits.items()})
     trainer = Trainer(config, machine, splits["train"].spec, max(1, len(splits["train"]) // config.batch))
     checkpoint = newest_checkpoint(folder)
     weights = {} if checkpoint else initialise(trainer.model, config.model, machine.weights)
@@ -71,6 +68,7 @@ def train(config: Config, machine: Machine, claim: Claim, stop: Stop, tell: Tell
     if checkpoint is not None:
         restore(checkpoint, trainer)
         start, best = checkpoint.meta["step"], checkpoint.meta["best"]
+        _refuse_other_data(folder, *splits.values())
     elif chief:
         _write_provenance(folder, machine, weights, *splits.values())
     if chief:
@@ -99,6 +97,21 @@ def train(config: Config, machine: Machine, claim: Claim, stop: Stop, tell: Tell
     if chief:
         _finish(config, folder, claim, trainer.model, best)
     return True
+
+
+def refuse_impossible(config: Config, machine: Machine, images: Mapping[str, int]) -> None:
+    """ValueError for a run that could not take its first step; `images` are the sizes of its splits."""
+    processes, batch = machine.processes, config.batch
+    if batch < processes:
+        raise ValueError(f"batch {batch} is smaller than the {processes} processes")
+    if machine.micro_batch and batch % processes:
+        raise ValueError(
+            f"with micro_batch every process needs as many images, and batch {batch} does not divide by {processes}"
+        )
+    if config.test_best and images["test"] < batch:
+        raise ValueError(f"test_best chooses on whole batches of {batch}, and test has {images['test']} images")
+    if config.data.drop_last and images["train"] < batch:
+        raise ValueError(f"data.drop_last leaves nothing of {images['train']} frames in batches of {batch}")
 
 
 def _save(claim: Claim, name: str, trainer: Trainer, meta: dict[str, Any], whole: bool) -> None:
@@ -154,12 +167,21 @@ def _matrix(trainer: Trainer, split: Split) -> np.ndarray:
 
 
 def _write_provenance(folder: Path, machine: Machine, weights: dict[str, Any], *splits: Split) -> None:
-    if (folder / "provenance.json").exists():
-        return
     record = provenance({split.name: manifest(split) for split in splits}, weights, machine.device)
     if diff := record.pop("diff"):
         write_bytes(folder / "uncommitted.diff", diff.encode())
     write_json(folder / "provenance.json", record)
+
+
+def _refuse_other_data(folder: Path, *splits: Split) -> None:
+    """ValueError if the run was begun with other frames."""
+    began = (read_json(folder / "provenance.json") or {}).get("data", {})
+    for split in splits:
+        if split.name in began and began[split.name]["sha256"] != manifest(split)["sha256"]:
+            raise ValueError(
+                f"{folder} was begun with other frames of {split.name} than those that are there now; give it the same "
+                "data, or use another --runs folder"
+            )
 
 
 class _Watch:

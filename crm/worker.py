@@ -32,6 +32,7 @@ from crm.records import (
     lacking,
     read_config,
     read_json,
+    record_numerics,
     recorded_numerics,
     remove_scratch,
     write_json,
@@ -128,12 +129,16 @@ def _work(
     from crm.evaluate import evaluate_run
     from crm.train import train
 
-    machine = recorded_numerics(mine.folder, machine)
+    trained = (mine.folder / "result.json").exists()
+    if not trained:
+        machine = recorded_numerics(mine.folder, machine)
     if machine.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"the run was begun on {machine.device}, and this machine has no such device")
+        raise ValueError(f"this machine has no {machine.device}, on which the run is to be worked on")
     torch.set_num_threads(machine.threads)
-    if not (mine.folder / "result.json").exists() and not train(config, machine, mine, stop, tell):
-        return False
+    if not trained:
+        record_numerics(mine.folder, machine)
+        if not train(config, machine, mine, stop, tell):
+            return False
     if not _chief(machine.processes):
         return True
     return evaluate_run(config, machine, mine, selection, lacking(mine.folder, selection, conditions), stop)
@@ -144,7 +149,9 @@ def _record_failure(mine: Claim, error: BaseException) -> None:
 
     What cannot be written, because the disk is full or the folder is gone, stands in the log alone.
     """
-    reason = f"{type(error).__name__}: {error}"
+    lost = "gloo" in str(error) or "NCCL" in str(error)
+    words = "a process of the run is gone, and the others cannot go on without it" if lost else str(error)
+    reason = f"{type(error).__name__}: {words}"
     try:
         mine.check()
         told = read_json(mine.folder / "failure.json")

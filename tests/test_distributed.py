@@ -121,8 +121,13 @@ def test_every_image_is_counted_once(runs):
 def test_the_number_of_processes_is_recorded_and_must_stay(runs):
     run = folder(runs / "2")
     assert read_json(run / "numerics.json")["processes"] == 2
+    done = subprocess.run(
+        [sys.executable, "-m", "crm", "evaluate", run.name, "--runs", str(runs / "2"), "--suite", "missing"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr  # evaluating is another matter
     (run / "result.json").rename(run / "result.bak")
-    said = ended(start(runs / "2", 1), code=1)
+    said = ended(start(runs / "2", 1), code=2)
     (run / "result.bak").rename(run / "result.json")
     assert "begun with 2 processes; start it with as many, not 1" in said[0]
 
@@ -165,9 +170,11 @@ def test_a_failure_in_one_process_is_the_runs_reason(tmp_path):
 
 
 def test_a_batch_smaller_than_the_processes_is_refused(tmp_path):
-    ended(start(tmp_path, 2, {"batch": 1}), code=1)
-    reason = read_json(folder(tmp_path, {"batch": 1}) / "failure.json")["reason"]
-    assert "batch 1 is smaller than the 2 processes" in reason
+    said = ended(start(tmp_path, 2, {"batch": 1, "test_best": False}), code=2)
+    assert all("batch 1 is smaller than the 2 processes" in text for text in said)
+    said = ended(start(tmp_path, 2, {"batch": 3}, "--machine", "micro_batch=2"), code=2)
+    assert all("batch 3 does not divide by 2" in text for text in said)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -49,11 +49,11 @@ def main() -> None:
     """The entry point. What a user got wrong becomes one message and exit code 2; CRM_DEBUG=1 shows the traceback."""
     try:
         app()
-    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+    except BrokenPipeError:  # the reader of a pipe, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except (ValueError, OSError) as error:
         if os.environ.get("CRM_DEBUG"):
             raise
         typer.echo(f"crm: {error}", err=True)
         sys.exit(2)
-    except BrokenPipeError:  # the reader of a pipe, such as head, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)

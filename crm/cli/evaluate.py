@@ -44,8 +44,9 @@ def evaluate(
     What is on disk already is not computed again. A file of weights is imported first, as `crm weights import` does.
     """
     from crm.confusion import load_evaluation
+    from crm.data.dataset import open_run_split
     from crm.names import chosen
-    from crm.records import evaluation, lacking
+    from crm.records import evaluation, lacking, read_config
 
     chosen("selection", selection, dict.fromkeys(SELECTIONS))
     conditions = suite(suite_name)
@@ -56,6 +57,9 @@ def evaluate(
     nothing_to_do = not lacking(folder, selection, conditions)
     if not nothing_to_do:
         machine = run_machine(folder.parent, options.data_folder(data), device, threads)
+        config = read_config(folder)
+        for name in sorted({condition.split for condition in conditions}):
+            open_run_split(config.data, name, machine.data).verify()  # refuses before anything is written
         carry_out(folder, machine, selection, conditions, json)
     found = {each.name: load_evaluation(evaluation(folder, selection, each)) for each in conditions}
     print_scores(folder, found, without or [], subset, per_class, json)

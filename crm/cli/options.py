@@ -110,7 +110,9 @@ def interrupted() -> NoReturn:
 
 
 def echo_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=1, default=str))
+    from crm.records import finite
+
+    typer.echo(json.dumps(finite(value), indent=1, default=str))
 
 
 def table(rows: list[list[str]], header: list[str]) -> str:

@@ -47,22 +47,32 @@ def train(
     """
     from crm.data.dataset import open_run_split, run_splits
     from crm.distributed import announced, join, leave, world
-    from crm.records import open_run
+    from crm.records import lacking, open_run, recorded_numerics
+    from crm.train import refuse_impossible
 
     config = options.with_changes(options.find_experiment(experiment, recipe), sets)
     data_root = options.data_folder(data)
     frames = options.cache_folder(cache)
-    for split in run_splits(config.data):
-        open_run_split(config.data, split, data_root, frames).verify()  # refuses before anything is written
-    initial_file(config.model.init, None)
-    folder = open_run(options.runs_folder(runs), config)
     where = replace(
-        run_machine(folder.parent, data_root, device, threads),
+        run_machine(options.runs_folder(runs), data_root, device, threads),
         loader_workers=loader_workers,
         cache=frames,
         processes=announced().size,
     )
     where = options.with_machine(where, machine)
+    images = {}
+    for split in run_splits(config.data):  # from here to open_run everything refuses before anything is written
+        opened = open_run_split(config.data, split, data_root, frames)
+        opened.verify()
+        images[split] = len(opened)
+    refuse_impossible(config, where, images)
+    initial_file(config.model.init, None)
+    folder = open_run(options.runs_folder(runs), config)
+    if not (folder / "result.json").exists():
+        recorded_numerics(folder, where)
+    elif all(not lacking(folder, selection, [CLEAN_TEST]) for selection in selections(config)):
+        _print_selections(folder, config, json)
+        raise typer.Exit(3)
     join(device)
     for selection in selections(config):
         carry_out(folder, where, selection, [CLEAN_TEST], json)
@@ -137,9 +147,12 @@ def _log_to(path: Path) -> list[str]:
 
     class Heard(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            errors.append(record.getMessage())
+            if record.levelno < logging.ERROR:
+                typer.echo(f"crm: {record.getMessage()}", err=True)
+            else:
+                errors.append(record.getMessage())
 
-    heard = Heard(logging.ERROR)
+    heard = Heard(logging.WARNING)
     logging.raiseExceptions = False  # a folder that is gone or full cannot take a log either
     file = logging.FileHandler(path, delay=True)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

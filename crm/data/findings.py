@@ -264,7 +264,8 @@ def alignment(spec: DatasetSpec, folder: Path, parts: Parts) -> Iterator[Finding
     """Splits whose thermal pictures do not lie on their RGB pictures."""
     for split, part in parts.items():
         shift = typical([frame.seen.shift for frame in part.usable])
-        if shift and max(abs(shift.down), abs(shift.right)) >= ASKEW * part.usable[0].seen.size[1]:
+        width = Counter(frame.seen.size[1] for frame in part.usable).most_common(1)[0][0] if part.usable else 0
+        if shift and max(abs(shift.down), abs(shift.right)) >= ASKEW * width:
             place = part.usable[0].files[-2].parent
             text = f"{place}: thermal lies {in_words(shift)} of RGB in {split}, by the median over its frames"
             yield Finding("misaligned", str(place), text, split)

@@ -30,6 +30,8 @@ def read_picture(path: Path, named_by: str, modes: Sequence[str], wanted: str) -
     try:
         with Image.open(path) as image:
             mode = image.mode  # from the header, before anything is decoded
+            # Pillow cuts 16 bits to 8 without a word where there are several channels; its decoder's name tells
+            deep = mode in modes and any(";16" in str(tile[3]) for tile in image.tile)
             values = np.asarray(image) if mode in modes else None
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing, but {named_by} names it") from None
@@ -41,6 +43,8 @@ def read_picture(path: Path, named_by: str, modes: Sequence[str], wanted: str) -
         if isinstance(error, OSError) and error.errno is not None:
             unreadable(path, error)
         raise ValueError(f"{path} cannot be read as a picture: {error}; copy it again") from None
+    if deep:
+        raise ValueError(f"{path} has 16 bits per channel; it must have {wanted}, 8 bits each")
     if values is None:
         raise ValueError(f"{path} must have {wanted}, not {mode}{f' ({MODES[mode]})' if mode in MODES else ''}")
     return values
