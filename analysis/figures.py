@@ -26,6 +26,8 @@ SUBJECT = "#d55e00"  # the method under study
 OTHERS = ("#2f8fd0", "#0f9f78", "#c77cb5", "#b8950f", "#7d6fd6", "#a05a2c", "#3aa6a6")  # after Okabe and Ito
 MARKERS = "osD^vPX*h"  # a second sign beside colour
 
+CROWD = 6  # variants; more than so many are drawn with less ink
+
 NARROW, WIDE = 3.5, 7.1  # inches: a paper column or a phone; a paper page or a desktop
 
 STYLE = {
@@ -127,19 +129,22 @@ def families(conditions: Sequence[Condition]) -> list[Family]:
 def curves(records: pd.DataFrame, sweep: Sweep, narrow: bool = False) -> Figure | None:
     """mIoU against severity, a panel per family: mean over seeds, each seed, and the band from worst to best seed.
 
-    None where the suite has no severities.
+    With more than CROWD variants the means alone, and the legend below. None where the suite has no severities.
     """
     panels = families(sweep.conditions)
     if not panels:
         return None
-    columns = min(2 if narrow else 3, len(panels) + 1)
-    rows = -(-(len(panels) + 1) // columns)  # one more for the legend
+    crowded = len(sweep.variants) > CROWD
+    places = len(panels) + (not crowded)  # one more for the legend
+    columns = min(2 if narrow else 3, places)
+    rows = -(-places // columns)
+    below = 0.17 * -(-len(sweep.variants) // (1 if narrow else 3)) if crowded else 0.0  # inches of the legend
     with style():
-        figure = Figure(figsize=(NARROW if narrow else WIDE, 1.85 * rows + 0.1), layout="constrained")
+        figure = Figure(figsize=(NARROW if narrow else WIDE, 1.85 * rows + 0.1 + below), layout="constrained")
         figure.get_layout_engine().set(h_pad=0.07, w_pad=0.04, hspace=0.04)
         grid = np.ravel(figure.subplots(rows, columns, sharey=True, squeeze=False))
         for axes, family in zip(grid, panels, strict=False):
-            _curve(axes, records, sweep, family)
+            _curve(axes, records, sweep, family, spread=not crowded)
             axes.set_title(family.title)
             axes.set_xlabel(family.axis)
         for axes in grid[::columns]:
@@ -147,11 +152,15 @@ def curves(records: pd.DataFrame, sweep: Sweep, narrow: bool = False) -> Figure 
         grid[0].set_ylim(0, _ceiling(records["miou"]))
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
-        _legend(grid[len(panels)], sweep)
+        if crowded:
+            loc, ncols = "outside lower left", 1 if narrow else 3
+            figure.legend(handles=_handles(sweep, 80), loc=loc, frameon=False, ncols=ncols, fontsize=7)
+        else:
+            grid[len(panels)].legend(handles=_handles(sweep, 22), loc="center left", frameon=False, borderaxespad=0)
     return figure
 
 
-def _curve(axes: Axes, records: pd.DataFrame, sweep: Sweep, family: Family) -> None:
+def _curve(axes: Axes, records: pd.DataFrame, sweep: Sweep, family: Family, spread: bool) -> None:
     colour, marker = colours(sweep), markers(sweep)
     names = [condition.name for _, condition in family.steps]
     x = np.array([severity for severity, _ in family.steps])
@@ -163,7 +172,7 @@ def _curve(axes: Axes, records: pd.DataFrame, sweep: Sweep, family: Family) -> N
         y = seeds.to_numpy()
         with_value = ~np.isnan(y).all(axis=0)
         at, y = x[with_value], y[:, with_value]
-        if len(y) > 1:
+        if len(y) > 1 and spread:
             axes.fill_between(at, np.nanmin(y, axis=0), np.nanmax(y, axis=0), color=colour[variant], alpha=0.18, lw=0)
             for one in y:
                 axes.plot(at, one, color=colour[variant], lw=0.5, alpha=0.6)
@@ -174,14 +183,15 @@ def _curve(axes: Axes, records: pd.DataFrame, sweep: Sweep, family: Family) -> N
     axes.grid(axis="x", visible=False)
 
 
-def _legend(axes: Axes, sweep: Sweep) -> None:
+def _handles(sweep: Sweep, width: int) -> list[Line2D]:
+    """A sign and the name of every variant, for a legend; names are broken at `width` letters."""
     colour, marker = colours(sweep), markers(sweep)
-    lines = [
-        Line2D([], [], color=colour[v], marker=marker[v], lw=1.7, ms=4, mec=PAPER, mew=0.5, label=textwrap.fill(v, 22))
+    return [
+        Line2D(
+            [], [], color=colour[v], marker=marker[v], lw=1.7, ms=4, mec=PAPER, mew=0.5, label=textwrap.fill(v, width)
+        )
         for v in sweep.variants
     ]
-    columns = 1 if len(lines) <= 8 else 2
-    axes.legend(handles=lines, loc="center left", frameon=False, handlelength=2.2, borderaxespad=0, ncols=columns)
 
 
 def _ceiling(miou: pd.Series) -> float:
@@ -229,4 +239,40 @@ def dots(records: pd.DataFrame, sweep: Sweep, narrow: bool = False) -> Figure:
             axes.set_xlabel("mIoU, %")
         for axes in grid:
             axes.tick_params(axis="y", labelcolor=INK)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------- dose
+
+
+def dose_curve(
+    lines: Sequence[tuple[str, Sequence[float], Sequence[float], Mapping[str, float]]], axis: str, narrow: bool = False
+) -> Figure:
+    """mIoU against the setting that a sweep varies, a line per measure, with its breaking point and interval.
+
+    Args:
+        lines: label, doses, means, and "break", "low", "high" where there is one (else NaN).
+    """
+    every = sorted({x for _, doses, _, _ in lines for x in doses})
+    with style():
+        figure = Figure(figsize=(NARROW if narrow else WIDE, 2.6), layout="constrained")
+        axes = figure.subplots()
+        for number, (label, doses, means, found) in enumerate(lines):
+            colour = (SUBJECT, *OTHERS)[number % (len(OTHERS) + 1)]
+            axes.plot(doses, means, color=colour, marker=MARKERS[number], lw=1.5, ms=4, mec=PAPER, mew=0.5, label=label)
+            if not np.isnan(found["break"]):
+                axes.axvspan(found["low"], found["high"], color=colour, alpha=0.1, lw=0)
+                axes.axvline(found["break"], color=colour, lw=1, ls=(0, (4, 2)))
+        positive = [x for x in every if x > 0]
+        if positive and max(positive) > 10 * min(positive):
+            axes.set_xscale("symlog", linthresh=min(positive))
+        axes.set_xticks(every, [f"{x:g}" for x in every])
+        axes.minorticks_off()
+        axes.set_xlabel(axis)
+        axes.set_ylabel("mIoU, %")
+        axes.set_ylim(0, _ceiling(pd.Series([mean for _, _, means, _ in lines for mean in means])))
+        if narrow:
+            axes.legend(frameon=False)
+        else:
+            axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure

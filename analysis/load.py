@@ -1,7 +1,7 @@
 """Run folders as frames: one row per cell and condition, and one row per cell for what its training cost."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,25 @@ class Study:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What was evaluated: the same data set, split, classes and images in every evaluation (`_same_images`)."""
+        """What was evaluated: the same data set, split, classes and images in every evaluation of a part."""
         return next(iter(self.evidence.values())).meta if self.evidence else {}
+
+    def parts(self) -> "dict[str, Study]":
+        """The sweep's groups as studies of their own, by name; itself under "" where it has none."""
+        if not self.sweep.groups:
+            return {"": self}
+        return {name: self._only(part) for name, part in self.sweep.parts().items()}
+
+    def _only(self, part: Sweep) -> "Study":
+        rows = part.variants.keys()
+        return replace(
+            self,
+            sweep=part,
+            cells=[cell for cell in self.cells if cell.variant in rows],
+            records=self.records[self.records["variant"].isin(rows)],
+            costs=self.costs[self.costs["variant"].isin(rows)],
+            evidence={key: found for key, found in self.evidence.items() if key[0] in rows},
+        )
 
 
 def load(sweep: Sweep, runs: Path, changes: Mapping[str, Any] | None = None) -> pd.DataFrame:
@@ -49,7 +66,8 @@ def read(sweep: Sweep, runs: Path, changes: Mapping[str, Any] | None = None) -> 
             path = evaluation(runs / cell.id, sweep.selection, condition)
             if path.exists():
                 evidence[cell.variant, cell.seed, condition.name] = load_evaluation(path)
-    _same_images(evidence)
+    for part in sweep.parts().values():
+        _same_images({key: found for key, found in evidence.items() if key[0] in part.variants})
     records = _records(sweep, runs, cells, evidence)
     return Study(sweep=sweep, runs=runs, cells=cells, records=records, costs=_costs(runs, cells), evidence=evidence)
 
@@ -91,7 +109,8 @@ def _records(sweep: Sweep, runs: Path, cells: list[Cell], evidence: Evidence) ->
             if (found := evidence.get((cell.variant, cell.seed, condition.name))) is not None:
                 whole = found.confusion.sum(axis=0)
                 row |= {"images": len(found.names), "miou": float(miou(whole))}
-                row |= {f"iou.{name}": float(value) for name, value in zip(classes, iou(whole), strict=True)}
+                own = found.meta["classes"]
+                row |= {f"iou.{name}": float(value) for name, value in zip(own, iou(whole), strict=True)}
             rows.append(row)
     return pd.DataFrame(rows).astype({"images": "Int64"})
 

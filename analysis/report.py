@@ -11,7 +11,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -25,8 +25,10 @@ from PIL import Image
 from analysis import figures, tables
 from analysis.load import Study, read
 from analysis.panels import Panel, as_image, fitted, panels
+from analysis.readings import Reading, readings
 from analysis.tables import HEADLINE, Comparison, Gain, Measure, bracket, describe, measures, percent, signed
-from crm.conditions import CLEAN_TEST, DEGRADATIONS
+from crm.conditions import CLEAN_TEST
+from crm.corruptions import meaning
 from crm.data.specs import DATASETS
 from crm.records import read_json, state, write_bytes
 from crm.sweep import Sweep
@@ -53,14 +55,26 @@ def report(
             f"`crm sweep {name}` runs it and `crm status {name}` shows how far it is"
         )
     folder = out / name
-    compare = Comparison(study, np.random.default_rng(SEED))
-    ablation, robustness = tables.ablation(study, compare), tables.robustness(study)
-    shown = tables.shown_ablation(ablation, study), tables.shown_robustness(robustness, study)
-    for stem, words, table in (("table", shown[0], ablation), ("robustness", shown[1], robustness)):
-        for suffix, text in tables.written(words, table).items():
+    # rows of one group are compared with each other; all draw the same test images where they have the same
+    parts = {part: (one, Comparison(one, np.random.default_rng(SEED))) for part, one in study.parts().items()}
+    parts = {part: (one, compare) for part, (one, compare) in parts.items() if one.evidence}
+    first, compare = next(iter(parts.values()))
+    ablations = {part: tables.ablation(one, compare) for part, (one, compare) in parts.items()}
+    robustnesses = {part: tables.robustness(one) for part, (one, _) in parts.items()}
+    shown = {
+        "table": {part: tables.shown_ablation(ablations[part], one) for part, (one, _) in parts.items()},
+        "robustness": {part: tables.shown_robustness(robustnesses[part], one) for part, (one, _) in parts.items()},
+    }
+    for stem, frames in (("table", ablations), ("robustness", robustnesses)):
+        for suffix, text in tables.written(shown[stem], frames).items():
             write_bytes(folder / f"{stem}{suffix}", text.encode())
+    more = readings(parts, study)
+    for reading in more:
+        for suffix, text in tables.written({"": reading.shown}, {"": reading.table}).items():
+            title = f"## {reading.title}\n\n" if suffix == ".md" else ""
+            write_bytes(folder / f"{reading.key}{suffix}", (title + text).encode())
     try:
-        pictured, no_panels = panels(study, data_root), ""
+        pictured, no_panels = panels(first, data_root), ""
     except (FileNotFoundError, ValueError) as error:
         pictured, no_panels = [], str(error)
     for panel in pictured:
@@ -71,23 +85,28 @@ def report(
         about=_about(name),
         synthetic=_synthetic(study),
         sweep=sweep,
-        answer=answer(study, compare),
-        tiles=tiles(study, compare),
+        answer=_answers(parts),
+        tiles=tiles(first, compare) if len(parts) == 1 else [],
         holes=holes(study),
-        table=Markup(tables.html(shown[0])),
-        robustness=Markup(tables.html(shown[1])),
-        dots=_drawn(folder, "dots", [figures.dots(study.records, sweep, narrow) for narrow in (False, True)]),
-        curves=_drawn(folder, "curves", [figures.curves(study.records, sweep, narrow) for narrow in (False, True)]),
+        left_out=sweep.left_out,
+        table=Markup(tables.pages(shown["table"])),
+        robustness=Markup(tables.pages(shown["robustness"])),
+        dots=_of_parts(folder, "dots", parts, figures.dots),
+        curves=_of_parts(folder, "curves", parts, figures.curves),
+        readings=[_read(folder, reading) for reading in more],
         seeds=len(sweep.seeds),
         panels=[_web(panel) for panel in pictured],
         no_panels=no_panels,
         conditions=_conditions(study),
-        method=_method(study),
+        method=_methods(parts),
         runs=provenance(study),
         changes=changes or {},
     )  # fmt: skip
     write_bytes(folder / "index.html", page.encode())
     return folder / "index.html"
+
+
+Parts = Mapping[str, tuple[Study, Comparison]]  # group to its study, "" for a sweep without groups
 
 
 # ---------------------------------------------------------------------------------------------- words from numbers
@@ -111,6 +130,15 @@ def rank(study: Study) -> Ranking:
     totals = {variant: tables.summary(runs[variant]) for variant in study.sweep.variants}
     order = sorted((v for v in totals if totals[v].n), key=lambda v: -totals[v].mean)
     return Ranking(measure, order, {v: t.mean for v, t in totals.items()}, {v: t.n for v, t in totals.items()})
+
+
+def _answers(parts: Parts) -> list[str]:
+    """The answer of every group, the group first."""
+    said = []
+    for name, (study, compare) in parts.items():
+        first, *others = answer(study, compare)
+        said += [f"{name}: {first}" if name else first, *others]
+    return said
 
 
 def answer(study: Study, compare: Comparison) -> list[str]:
@@ -251,13 +279,28 @@ def _conditions(study: Study) -> list[tuple[str, str, str]]:
     """Each kind of degradation in the suite: its name, what it does, and how many conditions use it."""
     used = [how.kind for c in study.sweep.conditions for how in {c.rgb, c.thermal} if how.kind != "clean"]
     kinds = ["clean", *dict.fromkeys(used)]
-    return [(kind, DEGRADATIONS[kind], ", ".join(_examples(study, kind))) for kind in kinds]
+    return [(kind, meaning(kind), ", ".join(_examples(study, kind))) for kind in kinds]
 
 
 def _examples(study: Study, kind: str) -> Sequence[str]:
     if kind == "clean":
         return [describe(CLEAN_TEST)]
     return [describe(c) for c in study.sweep.conditions if kind in (c.rgb.kind, c.thermal.kind)]
+
+
+def _methods(parts: Parts) -> list[tuple[str, str]]:
+    """How the numbers were made; what is not the same for all groups is said for each."""
+    by_term: dict[str, dict[str, str]] = {}
+    for name, (study, _) in parts.items():
+        for term, words in _method(study):
+            by_term.setdefault(term, {})[name] = words
+    lines = []
+    for term, words in by_term.items():
+        if len(set(words.values())) == 1:
+            lines.append((term, next(iter(words.values()))))
+        else:
+            lines += [(f"{term}, {name}", each) for name, each in words.items()]
+    return lines
 
 
 def _method(study: Study) -> list[tuple[str, str]]:
@@ -321,6 +364,23 @@ def _manifest_hash(manifest: Any) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- pictures
+
+
+def _of_parts(folder: Path, stem: str, parts: Parts, draw: Callable[..., Figure | None]) -> list[tuple[str, Markup]]:
+    """The figure of every group."""
+    shown = []
+    for number, (study, _) in enumerate(parts.values(), 1):
+        name = stem if number == 1 else f"{stem}_{number}"
+        shown += _drawn(folder, name, [draw(study.records, study.sweep, narrow) for narrow in (False, True)])
+    return shown
+
+
+def _read(folder: Path, reading: Reading) -> dict[str, Any]:
+    """A reading for the page."""
+    figures_ = _drawn(folder, reading.key, list(reading.figures)) if reading.figures else []
+    table = Markup(tables.html(reading.shown))
+    words = {"title": reading.title, "lead": reading.lead, "caption": reading.caption}
+    return {**words, "table": table, "figures": figures_}
 
 
 def _drawn(folder: Path, stem: str, drawn: list[Figure | None]) -> list[tuple[str, Markup]]:

@@ -75,8 +75,30 @@ def gain_interval(gains: np.ndarray, rng: np.random.Generator) -> Interval:
     (inside), since every seed is tested on the same images. With one seed it is an interval over test images alone and
     says nothing about another seed. With few seeds it is rather too narrow than too wide.
     """
-    seeds, draws = gains.shape
-    chosen = rng.integers(seeds, size=(draws, seeds))
-    means = gains[chosen, np.arange(draws)[:, None]].mean(axis=1)
+    seeds = len(gains)
+    means = seed_means(gains[None], rng)[0]
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(low), float(high), "training seeds and test images" if seeds > 1 else "test images")
+
+
+def seed_means(drawn: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(v, b) means over seeds that are drawn with replacement, the same ones for all v, from (v, s, b) image draws."""
+    _, seeds, draws = drawn.shape
+    chosen = rng.integers(seeds, size=(draws, seeds))
+    return drawn[:, chosen, np.arange(draws)[:, None]].mean(axis=2)
+
+
+def broken_stick(x: np.ndarray, y: np.ndarray, places: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Where a line that is level at first begins to fall, and how steeply: (b,) and (b,) from x (v,) and y (v, b).
+
+    Least squares of y = level - slope * max(0, x - bend) over bends from the first x to the last but one, since behind
+    that any bend fits. A negative slope is a line that rises.
+    """
+    bends = np.linspace(x[0], x[-2], places)
+    past = np.maximum(0, x[None, :] - bends[:, None])  # (p, v)
+    centred = past - past.mean(axis=1, keepdims=True)
+    moved = y - y.mean(axis=0)
+    slope = -(centred @ moved) / (centred**2).sum(axis=1, keepdims=True)  # (p, b)
+    error = (moved**2).sum(axis=0) - slope**2 * (centred**2).sum(axis=1, keepdims=True)
+    best = error.argmin(axis=0)
+    return bends[best], slope[best, np.arange(y.shape[1])]

@@ -14,11 +14,11 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from analysis.load import Study
 from analysis.stats import DRAWS, Interval, Summary, bootstrap_miou, gain_interval, image_draws, paired_gain, summary
-from crm.conditions import CLEAN_TEST, MISSING, Condition, Degradation
+from crm.conditions import CLEAN_TEST, DEGRADATIONS, IN_THE_NETWORK, MISSING, Condition, Degradation
 
 # Kinds that change what the network is given. missing_token and missing_route change the network instead, so they are
 # in no worst case: a network without a trained mask token would be judged by something it was never meant to do.
-INPUT_KINDS = ("clean", "missing_mean", "missing_zero", "patch_dropout", "gaussian_noise")
+INPUT_KINDS = tuple(kind for kind in DEGRADATIONS if kind not in IN_THE_NETWORK)
 
 
 def templates() -> Environment:
@@ -152,7 +152,16 @@ class Comparison:
             return Gain(float("nan"), float("nan"), 0, None)
         drawn = np.stack([self._draws(measure, subject, s) - self._draws(measure, reference, s) for s in pairs.index])
         total = summary(pairs)
-        return Gain(total.mean, total.sd, total.n, gain_interval(drawn, self.rng))
+        return Gain(total.mean, total.sd, total.n, self.interval(drawn))
+
+    def interval(self, drawn: np.ndarray) -> Interval:
+        """Of the mean over seeds of what was drawn for each, (s, b)."""
+        return gain_interval(drawn, self.rng)
+
+    def draws(self, measure: Measure, variant: str) -> dict[int, np.ndarray]:
+        """(b,) the measure of each evaluated run of a variant in each draw of test images, by seed."""
+        runs = values(self.study.records, measure)[variant].dropna()
+        return {seed: self._draws(measure, variant, seed) for seed in runs.index}
 
     def _draws(self, measure: Measure, variant: str, seed: int) -> np.ndarray:
         """(b,) the measure of one run in each draw of test images."""
@@ -360,9 +369,14 @@ def latex(table: Shown) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def html(table: Shown) -> str:
-    """A table element with its notes, escaped."""
-    return templates().get_template("table.html.j2").render(table=table)
+def html(table: Shown, name: str = "") -> str:
+    """A table element with its notes, escaped, below the name of its group."""
+    return templates().get_template("table.html.j2").render(table=table, name=name)
+
+
+def pages(shown: Mapping[str, Shown]) -> str:
+    """The table elements of a sweep's groups, one below the other."""
+    return "\n".join(html(table, name) for name, table in shown.items())
 
 
 def csv(table: pd.DataFrame) -> str:
@@ -370,6 +384,10 @@ def csv(table: pd.DataFrame) -> str:
     return table.to_csv(lineterminator="\n")
 
 
-def written(shown: Shown, table: pd.DataFrame) -> Mapping[str, str]:
-    """The table in every form: file suffix to text."""
-    return {".md": markdown(shown), ".tex": latex(shown), ".csv": csv(table), ".html": html(shown)}
+def written(shown: Mapping[str, Shown], tables: Mapping[str, pd.DataFrame]) -> Mapping[str, str]:
+    """The tables of a sweep's groups (of "" where it has none) in every form: file suffix to text."""
+    named = any(shown)
+    frame = pd.concat(tables, names=["group"]) if named else next(iter(tables.values()))
+    headed = [(f"## {name}\n\n" if name else "") + markdown(table) for name, table in shown.items()]
+    tabulars = [(f"% {name}\n" if name else "") + latex(table) for name, table in shown.items()]
+    return {".md": "\n".join(headed), ".tex": "\n".join(tabulars), ".csv": csv(frame), ".html": pages(shown)}

@@ -42,7 +42,10 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    init: str = "swin_tiny_patch4_window7_224"  # what both Swins start from: a file of the weights folder, or "none"
+    # what it starts from: a file of the weights folder (both Swins, or a whole network), a finished run, or "none"
+    init: str = "swin_tiny_patch4_window7_224"
+    thermal_stem: str = "mean"  # first filters of thermal, from the three of RGB: a key of crm.weights.initial.STEMS
+    inputs: str = "both"  # a key of crm.model.segmenter.INPUTS: both modalities in two branches, or a control
     embed: int = 96  # channels of the first Swin stage; they double at each stage
     depths: tuple[int, ...] = (2, 2, 6, 2)  # blocks of the four stages
     heads: tuple[int, ...] = (3, 6, 12, 24)  # attention heads of the four stages
@@ -50,6 +53,8 @@ class Model:
     drop_path: float = 0.3  # stochastic depth of the last block; grows linearly from 0
     fusion: str = "max"  # a key of crm.model.fusion.FUSIONS
     share_from: int = 4  # first Swin stage whose blocks both branches share; 4 shares none
+    fusion_norm: str = "shared"  # what the masked pass does with the fusion norms: a key of crm.model.norm.FUSION_NORMS
+    sparsity: float = 1e-4  # fusion "token_exchange": weight of the L1 norm of an image's scores
     sync_norm: bool = True  # the fusion norms see the images of all processes (False in the released code)
     width: int = 256  # channels of the pixel decoder and of a query
     queries: int = 100
@@ -68,6 +73,11 @@ class Masking:
     patch: int = 32  # side of a patch, pixels
     cover_padding: bool = False  # the grid also covers padded rows and columns (True in the released code)
     drop: float = 0.25  # modality dropout: probability that a modality is hidden whole, per modality, never both
+    overlap: float = 0.0  # share of what complementary masks hide that is hidden in both; 1: identical masks
+    probability: float = 1.0  # that an image is masked at all
+    fill: str = "token"  # what stands for a hidden token: a key of crm.masking.FILLS
+    view: str = "clean"  # the picture the masked passes see, of which tokens are hidden: a key of crm.data.views.VIEWS
+    corruptions: str = "noise"  # what the view "corrupted" trains on: a key of crm.data.views.GROUPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +89,11 @@ class Loss:
     masked: float = 1.0  # supervision of the fused features, masked input
     complementary: float = 1.0  # L_SDC: fused clean teaches fused masked
     non_local: float = 1.0  # L_SDN: fused clean teaches RGB masked and thermal masked
+    rgb_masked: float = 0.0  # supervision of RGB features alone, masked input (not in the paper)
+    thermal_masked: float = 0.0  # supervision of thermal features alone, masked input (not in the paper)
+    # what L_SDC and L_SDN compare
+    distillation: str = "l1_logits"  # a key of crm.distillation.DISTILLATIONS
+    teacher: str = "train"  # how the clean fused pass is made that teaches: a key of crm.distillation.TEACHERS
     # inside one supervised term
     class_weight: float = 2.0
     mask_weight: float = 5.0
@@ -134,9 +149,17 @@ def _check(config: Config) -> None:
     data, model, masking, loss = config.data, config.model, config.masking, config.loss
     for path, value, known in (
         ("data.dataset", data.dataset, family("data/specs.py", "DATASETS")),
+        ("model.inputs", model.inputs, family("model/segmenter.py", "INPUTS")),
         ("model.fusion", model.fusion, family("model/fusion.py", "FUSIONS")),
+        ("model.fusion_norm", model.fusion_norm, family("model/norm.py", "FUSION_NORMS")),
+        ("model.thermal_stem", model.thermal_stem, family("weights/initial.py", "STEMS")),
         ("masking.kind", masking.kind, family("masking.py", "MASKINGS")),
         ("masking.shape", masking.shape, family("masking.py", "SHAPES")),
+        ("masking.fill", masking.fill, family("masking.py", "FILLS")),
+        ("masking.view", masking.view, family("data/views.py", "VIEWS")),
+        ("masking.corruptions", masking.corruptions, family("data/views.py", "GROUPS")),
+        ("loss.distillation", loss.distillation, family("distillation.py", "DISTILLATIONS")),
+        ("loss.teacher", loss.teacher, family("distillation.py", "TEACHERS")),
         ("optim.schedule", config.optim.schedule, family("optim.py", "SCHEDULES")),
     ):
         if value not in known:
@@ -161,6 +184,7 @@ def _check(config: Config) -> None:
         if value < 1:
             raise ValueError(f"{path} must be at least 1, not {value}")
     shares = {"masking.ratio": masking.ratio, "masking.drop": masking.drop, "data.flip": data.flip}
+    shares |= {"masking.overlap": masking.overlap, "masking.probability": masking.probability}
     shares |= {"loss.importance": loss.importance, "model.drop_path": model.drop_path}
     for path, value in shares.items():
         if not 0 <= value <= 1:
@@ -181,7 +205,9 @@ def _check(config: Config) -> None:
             "masking.cover_padding=False cuts the grid at the edge"
         )
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", model.init):
-        raise ValueError(f"model.init takes none or the name of a file of the weights folder, not {model.init!r}")
+        raise ValueError(
+            f"model.init takes none, or the name of a file of the weights folder or of a run, not {model.init!r}"
+        )
     if len(model.depths) != 4 or len(model.heads) != 4:
         raise ValueError(f"model.depths and model.heads need 4 stages, not {model.depths} and {model.heads}")
     for stage, heads in enumerate(model.heads):
@@ -195,19 +221,90 @@ def _check(config: Config) -> None:
         raise ValueError(f"data.scale must be a rising range above 0, not {data.scale}")
     if any(crop > side * data.scale[0] for crop, side in zip(data.crop, data.size, strict=True)):
         raise ValueError(f"data.crop {data.crop} does not fit into data.size {data.size} scaled by {data.scale[0]}")
-    weights = {f.name: getattr(loss, f.name) for f in fields(loss) if f.name in TERMS}
-    if not (loss.fused or loss.rgb or loss.thermal or loss.masked):
-        raise ValueError("one of loss.fused, loss.rgb, loss.thermal, loss.masked must be above 0")
-    needs_mask = [name for name in ("masked", "complementary", "non_local") if weights[name]]
-    if masking.kind == "none" and needs_mask:
-        raise ValueError(f"masking.kind is 'none', so loss.{needs_mask[0]} must be 0: there is no masked input")
+    _check_terms(config)
+    _check_network(config)
+
+
+def _check_terms(config: Config) -> None:
+    """Refuses masks and terms of the loss that have no meaning together, naming both."""
+    masking, loss = config.masking, config.loss
+    if not any(getattr(loss, name) for name in SUPERVISED):
+        raise ValueError(f"one of {', '.join(f'loss.{name}' for name in SUPERVISED)} must be above 0")
+    wanted = [name for name in OF_MASKED_INPUT if getattr(loss, name)]
+    distilled = [name for name in ("complementary", "non_local") if getattr(loss, name)]
+    if masking.kind == "none" and masking.view == "clean" and wanted:
+        raise ValueError(f"masking.kind is 'none', so loss.{wanted[0]} must be 0: there is no masked input")
+    if masking.view != "clean" and not wanted:
+        names = ", ".join(f"loss.{name}" for name in OF_MASKED_INPUT)
+        raise ValueError(f"masking.view is {masking.view!r}, but nothing looks at it: {names} are 0")
+    if masking.view in family("data/views.py", "OTHER_SCENES") and distilled:
+        raise ValueError(
+            f"masking.view is {masking.view!r}, so loss.{distilled[0]} must be 0: it is another scene than the clean "
+            "input, which teaches"
+        )
+    if masking.view == "cutmix" and config.batch < 2:
+        raise ValueError("masking.view 'cutmix' mixes two images of a batch, and batch is 1")
+    if masking.overlap and (masking.kind not in ("complementary", "random_complementary") or masking.shape == "square"):
+        raise ValueError(
+            f"masking.overlap is of complementary masks of patches, and masking.kind is {masking.kind!r} with "
+            f"masking.shape {masking.shape!r}; masking.kind 'identical' hides the same in both whatever the shape"
+        )
+    if loss.teacher == "ema" and distilled and not config.optim.ema:
+        raise ValueError("loss.teacher 'ema' is the average of the weights, so optim.ema must be above 0, as in 0.99")
+    inputs = config.model.inputs
+    without = {"both": (), "late": ("masked",)}.get(inputs, ("rgb_masked", "thermal_masked"))
+    for name in without:
+        if getattr(loss, name):
+            raise ValueError(f"model.inputs is {inputs!r}, so loss.{name} must be 0: it has no such path")
+
+
+def _check_network(config: Config) -> None:
+    """Refuses settings of the network that have no meaning together, naming both."""
+    model, loss = config.model, config.loss
+    if model.inputs != "both":
+        standard = Model()
+        for name in ("fusion", "fusion_norm", "share_from"):
+            if getattr(model, name) != getattr(standard, name):
+                raise ValueError(
+                    f"model.inputs is {model.inputs!r}, so model.{name} must stay {getattr(standard, name)!r}: "
+                    "there is nothing to fuse or to share"
+                )
+        if config.masking.kind != "none":
+            raise ValueError(
+                f"model.inputs is {model.inputs!r}, so masking.kind must be 'none': masks hide one modality where the "
+                "other is seen, which needs two branches"
+            )
+        without = ("fused", "complementary") if model.inputs == "late" else ("rgb", "thermal")
+        without += ("non_local",)
+        needed = ("rgb", "thermal") if model.inputs == "late" else ("fused",)
+        for names, wrong, rule in ((without, True, "must be 0"), (needed, False, "must be above 0")):
+            for name in names:
+                if bool(getattr(loss, name)) == wrong:
+                    why = "each network is trained by itself" if model.inputs == "late" else "it has one path, 'fused'"
+                    raise ValueError(f"model.inputs is {model.inputs!r}, so loss.{name} {rule}: {why}")
+    if model.sparsity != Model.sparsity and model.fusion != "token_exchange":
+        raise ValueError(f"model.sparsity is of model.fusion 'token_exchange', and model.fusion is {model.fusion!r}")
+    if model.thermal_stem != "mean" and (model.init == "none" or model.inputs == "rgb"):
+        why = "model.init is 'none'" if model.init == "none" else "model.inputs is 'rgb'"
+        raise ValueError(f"model.thermal_stem {model.thermal_stem!r} is of the filters taken from RGB, and {why}")
+    if model.fusion_norm != "shared":
+        if not (loss.masked or loss.complementary):
+            raise ValueError(f"model.fusion_norm {model.fusion_norm!r} needs loss.masked or loss.complementary above 0")
+        if not (loss.fused or (loss.teacher == "train" and (loss.complementary or loss.non_local))):
+            raise ValueError(
+                f"model.fusion_norm {model.fusion_norm!r} takes its statistics from the clean fused pass in training, "
+                "which needs loss.fused above 0, or a distilled term with loss.teacher 'train'"
+            )
 
 
 def _items(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else ()
 
 
-TERMS = ("fused", "rgb", "thermal", "masked", "complementary", "non_local")  # the weighted terms of Loss
+OF_MASKED_INPUT = ("masked", "complementary", "non_local", "rgb_masked", "thermal_masked")  # terms that need one
+SUPERVISED = ("fused", "rgb", "thermal", "masked", "rgb_masked", "thermal_masked")
+# the weighted terms of Loss
+TERMS = ("fused", "rgb", "thermal", "masked", "complementary", "non_local", "rgb_masked", "thermal_masked")
 
 
 def override(config: T, changes: Mapping[str, Any], prefix: str = "") -> T:

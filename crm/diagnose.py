@@ -8,7 +8,8 @@ b = batch, q = queries, k = classes, h w = pixels, n = images
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from statistics import fmean, median, variance
 from typing import Any
@@ -23,14 +24,16 @@ from crm.conditions import Condition, Degradation
 from crm.config import TERMS, Config
 from crm.confusion import confusion_matrix, load_evaluation, miou
 from crm.data.dataset import Split, open_run_split, run_splits
-from crm.data.transforms import augment, collate, to_tensors
+from crm.data.loader import view
+from crm.data.specs import DatasetSpec
+from crm.data.transforms import Batch, Pair, augment, collate, to_tensors
 from crm.evaluate import evaluate
 from crm.machine import Machine
-from crm.masking import TOKEN, draw_masks
+from crm.masking import FILLS, configured_masks
 from crm.model.query_decoder import Prediction
 from crm.model.segmenter import Segmenter, build_segmenter, semantic_scores
 from crm.names import chosen
-from crm.objective import Targets, make_targets, objective, set_losses
+from crm.objective import Targets, View, make_targets, objective, set_losses
 from crm.points import RandomPoints
 from crm.randomness import derive
 from crm.records import evaluation, file_hash, journal, read_config
@@ -39,6 +42,7 @@ from crm.verdicts import OTHER, Diagnosis, Measures, judge
 IMAGES = 32  # of the split, if it has as many
 AT_ONCE = 4  # images at once; gradients of more at full size would need more memory than a laptop has
 GRADIENT_BATCHES = 4  # of AT_ONCE images, over which gradient norms are averaged
+DRAWN = {"augment": "diagnose"}  # what the draws of an augmentation are called here
 PROBE = "random_complementary"  # hides tokens of a network that was trained without masks
 LATEST = 5  # the journal is cut into so many parts; the last speaks for the end, and is compared with the one before
 
@@ -102,7 +106,7 @@ def _measure(
 ) -> Measures:
     """All measurements; `stored` matrices, where there are any, are not computed again."""
     scored: Matrices = dict(stored or {})
-    seen = _Seen(split.spec.num_classes, config.model.queries)
+    seen = _Seen(split.spec.num_classes, model.queries)
     parts, batches = range(0, len(split), AT_ONCE), list(_batches(len(split)))
     for done, start in enumerate(parts, 1):
         part = split.only(range(start, min(start + AT_ONCE, len(split))))
@@ -272,7 +276,7 @@ def _look(
     before = _class_maps(clean, size, seen)
     likeliest = clean.class_logits[-1].argmax(dim=2)
     seen.speaking |= set((likeliest < spec.num_classes).any(dim=0).nonzero().flatten().tolist())
-    targets = make_targets(batch.label, spec.num_classes, spec.ignore_index, valid=batch.valid).to(device)
+    targets = _targets(batch, spec).to(device)
     if any(targets.classes) and seen.finite:
         points = RandomPoints(torch.Generator(device).manual_seed(derive(config.seed, "diagnose points", first)))
         try:
@@ -283,7 +287,9 @@ def _look(
             seen.matched |= set(pairs.query.tolist())
     for draw in range(draws):
         hidden = _masks(config, size, batch.valid, derive(config.seed, "diagnose mask", first, draw)).to(device)
-        masked = model.fuse(model.branch("rgb", image, hidden), model.branch("thermal", image, hidden))
+        seen_image, tokens = FILLS[config.masking.fill](image, hidden)
+        rgb, thermal = model.branch("rgb", seen_image, tokens), model.branch("thermal", seen_image, tokens)
+        masked = model.fuse(rgb, thermal, hidden)
         after = _class_maps(model.head(masked, deep=False), size, seen)
         for i, (frame, (height, width)) in enumerate(zip(frames, batch.valid, strict=True)):
             one, other = before[i, :height, :width], after[i, :height, :width]
@@ -304,13 +310,8 @@ def _masks(
     config: Config, size: tuple[int, int], valid: Sequence[tuple[int, int]], seed: int
 ) -> Bool[Tensor, "b 2 h w"]:
     """Hidden tokens as in the run's training, or by PROBE where it had none."""
-    how = asdict(config.masking)
-    if how["kind"] == "none":
-        how["kind"] = PROBE
-    tokens, inside = ((-(-height // TOKEN), -(-width // TOKEN)) for height, width in (size, valid[0]))
-    covered = None if how.pop("cover_padding") else inside
-    generator = torch.Generator().manual_seed(seed)
-    return draw_masks(batch=len(valid), tokens=tokens, valid=covered, generator=generator, **how)
+    masking = config.masking if config.masking.kind != "none" else replace(config.masking, kind=PROBE)
+    return configured_masks(masking, len(valid), size, valid[0], torch.Generator().manual_seed(seed))
 
 
 # ---------------------------------------------------------------------------------------------- gradients
@@ -332,18 +333,25 @@ def _gradients(model: Segmenter, config: Config, split: Split, number: int, devi
     nothing depends on how few images a batch has.
     """
     spec = split.spec
-    augmented = [
-        augment(frame, config.data, torch.Generator().manual_seed(derive(config.seed, "diagnose", number, place)))
-        for place, frame in enumerate(split)
-    ]
-    batch = collate(augmented, spec)
-    targets = make_targets(batch.label, spec.num_classes, spec.ignore_index, valid=batch.valid).to(device)
+
+    @cache
+    def augmented(place: int, purpose: str) -> Pair:
+        generator = torch.Generator().manual_seed(derive(config.seed, DRAWN.get(purpose, purpose), number, place))
+        return augment(split[place], config.data, generator)
+
+    places = range(len(split))
+    batch = collate([augmented(place, "augment") for place in places], spec)
+    other = None
+    if config.masking.view != "clean":
+        seen = view(config, number, places, len(split), augmented, spec)
+        other = View(seen.image.to(device), _targets(seen, spec).to(device))
+    targets = _targets(batch, spec).to(device)
     hidden = None
     if config.masking.kind != "none":
         size = (batch.image.shape[2], batch.image.shape[3])
         hidden = _masks(config, size, batch.valid, derive(config.seed, "diagnose mask", number)).to(device)
     try:
-        terms = _terms(model, config, batch.image.to(device), hidden, targets, number)
+        terms = _terms(model, config, batch.image.to(device), hidden, targets, other, number)
     except FloatingPointError:  # nan reached the matching
         return _Gradients({"all": math.nan}, {}, None)
     parts = _parts(model)
@@ -366,12 +374,32 @@ def _gradients(model: Segmenter, config: Config, split: Split, number: int, devi
     return _Gradients(by_part, norms, cosine)
 
 
+def _targets(batch: Batch, spec: DatasetSpec) -> Targets:
+    return make_targets(batch.label, spec.num_classes, spec.ignore_index, valid=batch.valid)
+
+
 def _terms(
-    model: Segmenter, config: Config, image: Tensor, hidden: Tensor | None, targets: Targets, number: int
+    model: Segmenter,
+    config: Config,
+    image: Tensor,
+    hidden: Tensor | None,
+    targets: Targets,
+    other: View | None,
+    number: int,
 ) -> dict[str, Float[Tensor, ""]]:
+    """The terms of the objective; a teacher that is an average of the weights is the network itself here."""
     points = RandomPoints(torch.Generator(image.device).manual_seed(derive(config.seed, "diagnose points", number)))
-    # streamed, so that the backward pass of a term runs through its own head passes alone
-    return objective(model, image, hidden, targets, config.loss, points, head_passes="streamed").terms
+    return objective(
+        model,
+        image,
+        hidden,
+        targets,
+        config.loss,
+        points,
+        head_passes="streamed",  # so that the backward pass of a term runs through its own head passes alone
+        view=other,
+        fill=config.masking.fill,
+    ).terms
 
 
 def _parts(model: Segmenter) -> dict[str, list[nn.Parameter]]:
@@ -383,8 +411,8 @@ def _parts(model: Segmenter) -> dict[str, list[nn.Parameter]]:
         "rgb": [each for key, each in rgb.items() if key not in shared],
         "thermal": [each for key, each in thermal.items() if key not in shared],
         "shared": [rgb[key] for key in rgb if key in shared],
-        "fusion": list(backbone.fusion_norms.parameters()),
-        "head": [*model.pixel_decoder.parameters(), *model.query_decoder.parameters()],
+        "fusion": [*backbone.fusion.parameters(), *backbone.fusion_norms.parameters()],
+        "head": [each for name, each in model.named_parameters() if not name.startswith("backbone.")],
     }
     return {name: parameters for name, parameters in parts.items() if parameters}
 

@@ -54,6 +54,6 @@ def dice_loss(
 def self_distillation(teacher: Float[Tensor, "b q k"], student: Float[Tensor, "b q k"]) -> Float[Tensor, ""]:
     """Mean L1 distance of raw class logits, query by query; the teacher gets no gradient (released code).
 
-    The paper's L_SDC and L_SDN [CRM, section on self-distillation] are this with different students.
+    One form of several: see `crm.distillation`.
     """
     return (teacher.detach() - student).abs().mean()

@@ -70,17 +70,30 @@ NUMERICS = (
 )  # fmt: skip
 
 
-def initial_file(init: str, weights: Path | None) -> Path | None:
-    """The file that `model.init` names, None for "none"; FileNotFoundError says how to get it."""
+def initial_file(init: str, weights: Path | None, runs: Path | None = None) -> Path | None:
+    """The file that `model.init` names: of the weights folder, or the last checkpoint of a finished run.
+
+    None for "none". FileNotFoundError says how to get it.
+    """
     if init == "none":
         return None
     path = (weights or home() / "weights") / f"{init}.safetensors"
+    run = (runs or home() / "runs") / init
+    if not path.is_file() and (run / "result.json").is_file():
+        path = run / "checkpoints" / "last.safetensors"
     if not path.is_file():
+        if (run / "config.json").is_file():
+            raise FileNotFoundError(f"model.init names run {init}, which is not finished; crm status shows it")
+        if init.startswith("import-"):
+            raise FileNotFoundError(
+                f"{run} is missing, and model.init names it: a whole network becomes a run of that name by "
+                "`crm weights import FOLDER --dataset NAME`. To train from scratch: --from-scratch"
+            )
         there = ", ".join(sorted(found.stem for found in path.parent.glob("*.safetensors"))) or "none"
         raise FileNotFoundError(
             f"{path} is missing, and model.init names it (there: {there}). Get {init}.pth from "
             "https://github.com/microsoft/Swin-Transformer, or the file of that name from timm, then: "
-            f"crm weights import FILE --name {init}. To train from scratch: --set model.init=none"
+            f"crm weights import FILE --name {init}. To train from scratch: --from-scratch"
         )
     return path
 

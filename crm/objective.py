@@ -1,11 +1,12 @@
-"""The training objective: supervised terms of up to four head passes and two self-distillation terms.
+"""The training objective: supervised terms of up to six head passes and two self-distillation terms.
 
 b = batch, q = queries, k = classes + "no object", l = decoder outputs, s = supervised passes, h w = tokens of stride 4,
 H W = pixels, r = rows (one per pass, image and decoder output, in this order), n = pairs of a query with its class
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Integer, UInt8
@@ -13,12 +14,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crm import config
-from crm.losses import class_loss, class_weights, dice_loss, mask_loss, self_distillation
+from crm.distillation import DISTILLATIONS, Counted, Form, Output, evaluating
+from crm.losses import class_loss, class_weights, dice_loss, mask_loss
+from crm.masking import FILLS, TOKEN
 from crm.matching import Pairs, assign, matching_costs
 from crm.model.backbone import drawn_for
 from crm.model.pixel_decoder import at_least_float32
 from crm.model.query_decoder import Prediction
 from crm.model.segmenter import Hidden, Image, Maps, Segmenter
+from crm.names import chosen
 from crm.points import (
     IGNORED,
     OUTSIDE,
@@ -34,7 +38,9 @@ from crm.points import (
 
 CHUNK = 2**24  # mask values read at points at once, without gradient; bounds memory, not the result
 
-SUPERVISED = ("fused", "rgb", "thermal", "masked")  # also names of weights in config.Loss
+CLEAN = ("fused", "rgb", "thermal")  # passes on the clean input; also names of weights in config.Loss, as the next
+MASKED = ("masked", "rgb_masked", "thermal_masked")  # the same three on the masked input
+STUDENTS = {"complementary": ("masked",), "non_local": ("rgb_masked", "thermal_masked")}  # of the distilled terms
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,22 @@ class Part:
 
     first: int  # place of the first image in the whole batch
     counts: tuple[int, ...]  # number of classes present in every image of the whole batch
+
+
+@dataclass(frozen=True)
+class View:
+    """What the masked passes look at, where it is not the clean input: images and labels of their own.
+
+    There are as many as clean ones, and each takes the place of the clean one in the batch.
+    """
+
+    image: Image
+    targets: Targets
+    counts: tuple[int, ...] = ()  # as in Part, of these labels; () is a batch of their own
+
+    def part(self, images: slice) -> "View":
+        """Some images of it."""
+        return replace(self, image=self.image[images], targets=self.targets.part(images))
 
 
 def make_targets(
@@ -101,10 +123,10 @@ def make_targets(
 
 @dataclass(frozen=True)
 class Losses:
-    """Weighted terms of one step; `total` is their sum. `details` splits the supervised ones and is not to be added."""
+    """Weighted terms of one step; `total` is their sum. `details` says more about them and is not to be added."""
 
-    terms: dict[str, Float[Tensor, ""]]  # "fused", "rgb", "thermal", "masked", "complementary", "non_local"
-    details: dict[str, Float[Tensor, ""]]  # "fused/class", "fused/mask", "fused/dice": they add up to "fused"
+    terms: dict[str, Float[Tensor, ""]]  # "fused", "rgb", ...: those of config.TERMS, and "sparsity" of a fusion
+    details: dict[str, Float[Tensor, ""]]  # "fused/class", ...: add up to "fused"; "reliance/...": of the fusion
 
     @property
     def total(self) -> Float[Tensor, ""]:
@@ -131,12 +153,15 @@ def objective(
     points: PointSource,
     head_passes: str = "batched",
     part: Part | None = None,
+    view: View | None = None,
+    fill: str = "token",
+    teacher: Segmenter | None = None,
 ) -> Losses:
     """The total loss as coded by the authors, with the configured weights; terms of weight 0 cost nothing.
 
-    Supervision of the fused, RGB and thermal paths on the clean input and of the fused path on the masked one, and
-    L1 self-distillation with the clean fused path as teacher: of the masked fused path ("complementary", L_SDC) and of
-    both masked single-modality paths ("non_local", L_SDN).
+    Supervision of the fused, RGB and thermal paths on the clean input and of the same on the masked one (the released
+    code: of the fused one alone), and self-distillation with the clean fused path as teacher: of the masked fused path
+    ("complementary", L_SDC) and of both masked single-modality paths ("non_local", L_SDN).
 
     `loss.count_padding` and `loss.count_ignored` say whether padded and ignored pixels are negatives of every mask, as
     in the released code. If not, a point counts by the bilinear share of what it sees that is labelled: in the mask and
@@ -144,47 +169,97 @@ def objective(
     sees nothing labelled is the last one to be chosen as uncertain.
 
     Args:
-        hidden: tokens hidden in the masked input; only needed if a masked term is.
+        hidden: tokens hidden in the masked input; only needed if a masked term is and there is no `view`.
         head_passes: "batched" runs all paths through branches and head together, "streamed" one by one, with less
             memory for intermediate results. Equal to rounding, but for the random draws of stochastic depth and points.
         part: which images of a larger batch these are; None is a batch of their own.
+        view: images and labels of the masked input; None is the clean input's.
+        fill: what stands for a hidden token, a key of crm.masking.FILLS.
+        teacher: the network that `loss.teacher` "ema" and "eval" ask in evaluation mode; None is `model`.
     """
     part = part or Part(0, tuple(map(len, targets.classes)))
-    if hidden is None and (loss.masked or loss.complementary or loss.non_local):
-        raise ValueError("loss.masked, loss.complementary and loss.non_local need a masked input: hidden is None")
+    if hidden is None and view is None and any(getattr(loss, name) for name in (*MASKED, *STUDENTS)):
+        raise ValueError(
+            "loss.masked, loss.rgb_masked, loss.thermal_masked, loss.complementary and loss.non_local need a masked "
+            "input: hidden is None, and so is view"
+        )
+    form = chosen("distillation", loss.distillation, DISTILLATIONS)
     needed = needed_passes(loss)
+    distilled = {name for term, students in STUDENTS.items() if getattr(loss, term) for name in students}
+    taught = {"fused"} if distilled and loss.teacher == "train" else set()
+    distilled_maps = bool(distilled) and "mask_logits" in form.needs
+    second = _second(image, hidden, view, fill)
+    # before the passes of the step, which move the running statistics
+    wanted = _asked(teacher or model, image, form) if distilled and not taught else None
     with drawn_for(part.first, len(image), len(part.counts)):
-        maps = _maps(model, image, hidden, needed, together=head_passes == "batched")
+        maps = _maps(model, image, second, {*needed, *distilled, *taught}, together=head_passes == "batched")
     order = sorted(needed, key=lambda name: not needed[name])  # supervised ones first, else as listed
-    final: dict[str, Tensor] = {}
+    logits: dict[str, Tensor] = {}
+    masks: dict[str, Tensor] = {}
     supervised: dict[str, dict[str, Tensor]] = {}
     for group in [order] if head_passes == "batched" else [[name] for name in order]:
         names = [name for name in group if needed[name]]
+        with_masks = group if distilled_maps else names
         together = [torch.cat(level) for level in zip(*(maps[name] for name in group), strict=True)]
-        prediction = model.head(together, deep=bool(names), with_masks=len(names) * len(image))
-        final |= zip(group, at_least_float32(prediction.class_logits[-1]).chunk(len(group)), strict=True)
-        if names:
-            with torch.autocast(image.device.type, enabled=False):
-                supervised |= _by_pass(set_losses(prediction, names, targets, loss, points, part), names, loss)
-    return _weighted(supervised, final, loss, share=len(image) / len(part.counts))
+        prediction = model.head(together, deep=bool(names), with_masks=len(with_masks) * len(image))
+        logits |= zip(group, at_least_float32(prediction.class_logits[-1]).chunk(len(group)), strict=True)
+        if distilled_maps:
+            masks |= zip(group, prediction.mask_logits[-1].chunk(len(group)), strict=True)
+        with torch.autocast(image.device.type, enabled=False):
+            for found, these in _by_labels(prediction, names, targets, part, view):
+                losses = set_losses(found, these.names, these.targets, loss, points, these.part)
+                supervised |= _by_pass(losses, these.names, loss)
+    said = {name: Output(logits.get(name), masks.get(name), maps[name]) for name in maps}
+    share = len(image) / len(part.counts)
+    losses = _supervision(supervised, loss)
+    with torch.autocast(image.device.type, enabled=False):
+        if distilled:
+            wanted = wanted or said["fused"]
+            counted = _counted(targets) if distilled_maps and not loss.count_padding else None
+            for term, students in STUDENTS.items():
+                if weight := getattr(loss, term):
+                    apart = [form.distance(wanted, said[name], counted) for name in students]
+                    losses.terms[term] = share * weight * torch.stack(apart).sum()
+        _of_fusion(losses, model, maps, share, len(part.counts))
+    return losses
 
 
 def needed_passes(loss: config.Loss) -> dict[str, bool]:
     """The head passes that terms of weight above 0 need, and whether each is supervised."""
-    needed = {
-        "fused": loss.fused or loss.complementary or loss.non_local,
+    supervised = {
+        "fused": loss.fused,
         "rgb": loss.rgb,
         "thermal": loss.thermal,
-        "masked": loss.masked or loss.complementary,
-        "rgb_masked": loss.non_local,
-        "thermal_masked": loss.non_local,
+        "masked": loss.masked,
+        "rgb_masked": loss.rgb_masked,
+        "thermal_masked": loss.thermal_masked,
     }
-    supervised = [name for name in SUPERVISED if getattr(loss, name)]
-    return {name: name in supervised for name, wanted in needed.items() if wanted}
+    distilled = set()
+    if chosen("distillation", loss.distillation, DISTILLATIONS).needs != {"maps"}:
+        for term, students in STUDENTS.items():
+            distilled |= {*students, *(["fused"] if loss.teacher == "train" else [])} if getattr(loss, term) else set()
+    return {name: weight > 0 for name, weight in supervised.items() if weight or name in distilled}
+
+
+class _Second(NamedTuple):
+    """The masked input."""
+
+    image: Image
+    tokens: Hidden | None  # replaced by the mask token
+    hidden: Hidden | None  # not there, whatever stands in their place
+
+
+def _second(image: Image, hidden: Hidden | None, view: View | None, fill: str) -> _Second | None:
+    if hidden is None and view is None:
+        return None
+    seen = image if view is None else view.image
+    if hidden is None:
+        return _Second(seen, None, None)
+    return _Second(*chosen("fill", fill, FILLS)(seen, hidden), hidden)
 
 
 def _maps(
-    model: Segmenter, image: Image, hidden: Hidden | None, needed: dict[str, bool], together: bool
+    model: Segmenter, image: Image, second: _Second | None, needed: Collection[str], together: bool
 ) -> dict[str, Maps]:
     """Maps of the needed passes; the fusion norms see the clean input, then the masked one."""
     branches: dict[str, Maps] = {}
@@ -192,20 +267,82 @@ def _maps(
         clean = modality in needed or "fused" in needed
         masked = f"{modality}_masked" in needed or "masked" in needed
         if clean and masked and together:
-            assert hidden is not None
-            both = model.branch(modality, image.repeat(2, 1, 1, 1), torch.cat([torch.zeros_like(hidden), hidden]))
+            assert second is not None
+            tokens = None if second.tokens is None else torch.cat([torch.zeros_like(second.tokens), second.tokens])
+            both = model.branch(modality, torch.cat([image, second.image]), tokens)
             halves = [level.chunk(2) for level in both]
             branches[modality], branches[f"{modality}_masked"] = ([half[i] for half in halves] for i in (0, 1))
             continue
         if clean:
             branches[modality] = model.branch(modality, image)
         if masked:
-            branches[f"{modality}_masked"] = model.branch(modality, image, hidden)
+            assert second is not None
+            branches[f"{modality}_masked"] = model.branch(modality, second.image, second.tokens)
     if "fused" in needed:
         branches["fused"] = model.fuse(branches["rgb"], branches["thermal"])
     if "masked" in needed:
-        branches["masked"] = model.fuse(branches["rgb_masked"], branches["thermal_masked"])
+        assert second is not None
+        rgb, thermal = branches["rgb_masked"], branches["thermal_masked"]
+        branches["masked"] = model.fuse(rgb, thermal, second.hidden, masked=True)
     return branches
+
+
+class _Labelled(NamedTuple):
+    """Supervised passes with the labels they share."""
+
+    names: list[str]
+    targets: Targets
+    part: Part
+
+
+def _by_labels(
+    prediction: Prediction, names: list[str], targets: Targets, part: Part, view: View | None
+) -> list[tuple[Prediction, _Labelled]]:
+    """The supervised passes by the labels they have, those of the clean input first, each with what was predicted."""
+    if not names:
+        return []
+    if view is None:
+        return [(prediction, _Labelled(names, targets, part))]
+    own = Part(part.first, view.counts or tuple(map(len, view.targets.classes)))
+    clean = [name for name in names if name in CLEAN]
+    images = len(targets.classes)
+    cut, end = len(clean) * images, len(names) * images
+    found = []
+    if clean:
+        found.append((_rows(prediction, slice(0, cut)), _Labelled(clean, targets, part)))
+    if masked := names[len(clean) :]:
+        found.append((_rows(prediction, slice(cut, end)), _Labelled(masked, view.targets, own)))
+    return found
+
+
+def _rows(prediction: Prediction, rows: slice) -> Prediction:
+    return Prediction(prediction.class_logits[:, rows], prediction.mask_logits[:, rows])
+
+
+def _asked(teacher: Segmenter, image: Image, form: Form) -> Output:
+    """What a teacher in evaluation mode says about the clean input."""
+    with evaluating(teacher), torch.autocast(image.device.type, enabled=torch.is_autocast_enabled(image.device.type)):
+        maps = teacher.fuse(teacher.branch("rgb", image), teacher.branch("thermal", image))
+        if form.needs == {"maps"}:
+            return Output(maps=maps)
+        prediction = teacher.head(maps, deep=False, with_masks=len(image) * ("mask_logits" in form.needs))
+        return Output(at_least_float32(prediction.class_logits[-1]), prediction.mask_logits[-1], maps)
+
+
+def _counted(targets: Targets) -> Counted | None:
+    """Tokens that are not padding; None: none is."""
+    return targets.labels[:, 1:-1:TOKEN, 1:-1:TOKEN] != PADDED if targets.padded else None
+
+
+def _of_fusion(losses: Losses, model: Segmenter, maps: dict[str, Maps], share: float, whole: int) -> None:
+    """Adds what the fusion adds to the loss on both fused passes, and what it tells about the clean one."""
+    pairs = {"fused": ("rgb", "thermal"), "masked": ("rgb_masked", "thermal_masked")}
+    found = [model.penalty(maps[rgb], maps[thermal]) for name, (rgb, thermal) in pairs.items() if name in maps]
+    if penalties := [value for value in found if value is not None]:
+        losses.terms["sparsity"] = torch.stack(penalties).sum() / whole
+    if "fused" in maps:
+        told = model.reliance(maps["rgb"], maps["thermal"])
+        losses.details.update({name: share * value for name, value in told.items()})
 
 
 def _by_pass(losses: SetLosses, names: Sequence[str], loss: config.Loss) -> dict[str, dict[str, Tensor]]:
@@ -218,25 +355,14 @@ def _by_pass(losses: SetLosses, names: Sequence[str], loss: config.Loss) -> dict
     return {name: {part: value[i] for part, value in parts.items()} for i, name in enumerate(names)}
 
 
-def _weighted(
-    supervised: dict[str, dict[str, Tensor]], final: dict[str, Tensor], loss: config.Loss, share: float
-) -> Losses:
-    """The terms, from the supervised parts and the last class logits of every pass.
-
-    Args:
-        share: of the images in the whole batch; what is a mean over images is scaled by it.
-    """
-    terms, details = {}, {}
+def _supervision(supervised: dict[str, dict[str, Tensor]], loss: config.Loss) -> Losses:
+    """The supervised terms of every pass, and their parts."""
+    losses = Losses({}, {})
     for name, parts in supervised.items():
         weighted = {part: getattr(loss, name) * value for part, value in parts.items()}
-        terms[name] = torch.stack(list(weighted.values())).sum()
-        details |= {f"{name}/{part}": value.detach() for part, value in weighted.items()}
-    if loss.complementary:
-        terms["complementary"] = share * loss.complementary * self_distillation(final["fused"], final["masked"])
-    if loss.non_local:
-        rgb, thermal = (self_distillation(final["fused"], final[f"{name}_masked"]) for name in ("rgb", "thermal"))
-        terms["non_local"] = share * loss.non_local * (rgb + thermal)
-    return Losses(terms, details)
+        losses.terms[name] = torch.stack(list(weighted.values())).sum()
+        losses.details.update({f"{name}/{part}": value.detach() for part, value in weighted.items()})
+    return losses
 
 
 def set_losses(
@@ -253,7 +379,7 @@ def set_losses(
     """
     part = part or Part(0, tuple(map(len, targets.classes)))
     passes, images, outputs = len(names), len(targets.classes), len(prediction.class_logits)
-    mask_logits = at_least_float32(prediction.mask_logits.transpose(0, 1).flatten(0, 1))
+    mask_logits = at_least_float32(prediction.mask_logits[:, : passes * images].transpose(0, 1).flatten(0, 1))
     class_logits = at_least_float32(prediction.class_logits[:, : passes * images].transpose(0, 1).flatten(0, 1))
     queries, device = class_logits.shape[1], class_logits.device
     kept = int(loss.importance * loss.points)

@@ -1,7 +1,8 @@
 """The optimiser and its schedule.
 
 Rules of the released code: everything below the backbone (Swins, mask tokens, fusion norms) has its own learning rate;
-norms, position-bias tables and embeddings are not decayed, biases and mask tokens are.
+norms, position-bias tables and embeddings are not decayed, biases and mask tokens are. What a fusion learns beyond its
+norms, which the released code has not, starts from nothing like the head and has the head's rate.
 """
 
 from torch import nn
@@ -38,8 +39,8 @@ def build_optimizer(model: nn.Module, optim: Optim, fused: bool = True) -> AdamW
 
 
 def _in_backbone(path: str) -> bool:
-    """Whether a module belongs to the branches or the fusion rather than to the head."""
-    return path.startswith(("rgb", "thermal", "fusion", "backbone"))
+    """Whether a module belongs to the branches or the norms after fusion rather than to fusion or head."""
+    return path.startswith(("rgb", "thermal", "fusion", "backbone")) and not path.startswith("backbone.fusion.")
 
 
 def per_step(step: int, epoch_steps: int) -> int:

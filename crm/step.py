@@ -24,7 +24,7 @@ from crm.machine import Machine
 from crm.masking import training_masks
 from crm.model.backbone import drawn_for
 from crm.model.segmenter import Segmenter, build_segmenter
-from crm.objective import Part, Targets, make_targets, objective
+from crm.objective import Part, Targets, View, make_targets, objective
 from crm.optim import build_optimizer, rate
 from crm.points import RandomPoints
 from crm.randomness import derive
@@ -42,7 +42,7 @@ class Step:
     details: dict[str, float]
     grad_norm: float  # before clipping
     lr: float  # the highest of any group
-    hidden: dict[str, float]  # share of tokens hidden in each modality
+    hidden: dict[str, float]  # share of tokens hidden in "rgb", in "thermal", and in "both" at the same place
 
     @property
     def total(self) -> float:
@@ -103,9 +103,11 @@ class Trainer:
             raise torch.OutOfMemoryError("CRM_FAULT asked for it")
         self.model.train()
         masks = training_masks(config, (batch.image.shape[2], batch.image.shape[3]), number)
-        targets = make_targets(batch.label, self.spec.num_classes, self.spec.ignore_index, valid=batch.valid)
-        counts = self._counts(targets)
-        image, targets = batch.image.to(self.machine.device, non_blocking=True), targets.to(self.machine.device)
+        targets, counts = self._targets(batch)
+        image = batch.image.to(self.machine.device, non_blocking=True)
+        view = None if batch.view is None else View(
+            batch.view.image.to(self.machine.device, non_blocking=True), *self._targets(batch.view)
+        )  # fmt: skip
         hidden = None if masks is None else masks[self.places.start : self.places.stop].to(self.machine.device)
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
@@ -113,7 +115,7 @@ class Trainer:
             part = Part(self.places.start + images.start, counts)
             with drawn_for(part.first, images.stop - images.start, len(counts)):
                 found = self._losses(image[images], None if hidden is None else hidden[images],
-                                     targets.part(images), part, number)  # fmt: skip
+                                     targets.part(images), view and view.part(images), part, number)  # fmt: skip
             for name, value in found.items():
                 sums[name] = sums[name] + value if name in sums else value
         values = distributed.add_up(torch.stack(list(sums.values()))).tolist()
@@ -132,17 +134,16 @@ class Trainer:
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        shares = [0.0, 0.0] if masks is None else masks.float().mean(dim=(0, 2, 3)).tolist()
         return Step(
             terms=terms,
             details={name: value for name, value in found.items() if "/" in name},
             grad_norm=norm,
             lr=max(group["lr"] for group in self.optimizer.param_groups),
-            hidden={"rgb": shares[0], "thermal": shares[1]},
+            hidden=_shares(masks),
         )
 
     def _losses(
-        self, image: Tensor, hidden: Tensor | None, targets: Targets, part: Part, number: int
+        self, image: Tensor, hidden: Tensor | None, targets: Targets, view: View | None, part: Part, number: int
     ) -> dict[str, Tensor]:
         """Terms and details of one part of the batch, after its backward pass."""
         seed, device = self.config.seed, self.machine.device
@@ -151,7 +152,17 @@ class Trainer:
         try:
             with self._autocast():
                 losses = objective(
-                    self.model, image, hidden, targets, self.config.loss, points, self.machine.head_passes, part
+                    self.model,
+                    image,
+                    hidden,
+                    targets,
+                    self.config.loss,
+                    points,
+                    self.machine.head_passes,
+                    part,
+                    view=view,
+                    fill=self.config.masking.fill,
+                    teacher=self.evaluated if self.config.loss.teacher == "ema" else None,
                 )
         except FloatingPointError as error:  # the matching meets nan before the loss does
             raise RunFailed(f"step {number}: {error}") from error
@@ -168,11 +179,24 @@ class Trainer:
         for start in range(0, images, size):
             yield slice(start, min(start + size, images))
 
+    def _targets(self, batch: Batch) -> tuple[Targets, tuple[int, ...]]:
+        """The targets of these images, and how many classes every image of the whole batch has."""
+        targets = make_targets(batch.label, self.spec.num_classes, self.spec.ignore_index, valid=batch.valid)
+        return targets.to(self.machine.device), self._counts(targets)
+
     def _counts(self, targets: Targets) -> tuple[int, ...]:
         """Classes present in every image of the whole batch, those of other processes too."""
         mine = torch.zeros(self.config.batch, dtype=torch.int64)
         mine[self.places.start : self.places.stop] = torch.tensor([len(present) for present in targets.classes])
         return tuple(distributed.add_up(mine.to(self.machine.device)).tolist())
+
+
+def _shares(masks: Tensor | None) -> dict[str, float]:
+    """Shares of the tokens of a whole batch that are hidden."""
+    if masks is None:
+        return {"rgb": 0.0, "thermal": 0.0, "both": 0.0}
+    shares = torch.cat([masks, masks.all(dim=1, keepdim=True)], dim=1).float().mean(dim=(0, 2, 3))
+    return dict(zip(("rgb", "thermal", "both"), shares.tolist(), strict=True))
 
 
 def _not_finite(what: str, terms: dict[str, float], number: int) -> RunFailed:

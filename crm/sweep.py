@@ -5,7 +5,7 @@ of the table. A cell that two sweeps share is one run.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -46,6 +46,15 @@ class Sweep:
     baseline: str = ""  # the row gains are measured against; "" is the first
     method: str = ""  # the row the panels compare with the baseline; "" is the last
     budget: Sequence[str] = field(default=())  # settings of the training budget that this sweep varies on purpose
+    # rows that are compared with each other, under a name, each against the first of them; none: all with all
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    also_on: Sequence[str] = ()  # data sets on which every run is evaluated too, on the classes that both have
+    measured: bool = False  # also measures every run's cost: operations, latency, memory (crm.overhead)
+    dose: str = ""  # the setting whose amount the rows vary: where does the score break?
+    interaction: Sequence[str] = ()  # four rows: neither, the one, the other, both; do they add up?
+    # what rows set in the tiny form, where that is not the same; text is why a row has none
+    tiny: Mapping[str, Overrides | str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)  # rows that this form of the sweep lacks, and why
 
     def __post_init__(self) -> None:
         if not self.variants or not self.seeds:
@@ -54,9 +63,18 @@ class Sweep:
             raise ValueError(f"seeds repeat: {list(self.seeds)}")
         if self.selection not in SELECTIONS:
             raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, not {self.selection!r}")
-        for row in (self.baseline, self.method):
-            if row and row not in self.variants:
+        grouped = [row for rows in self.groups.values() for row in rows]
+        if len(self.interaction) not in (0, 4):
+            raise ValueError(
+                f"an interaction is of four rows: neither, the one, the other, both; not {self.interaction}"
+            )
+        for row in (self.baseline, self.method, *self.tiny, *grouped, *self.interaction):
+            if row and row not in self.variants and row not in self.left_out:
                 raise ValueError(f"{row!r} is no variant of this sweep; there is: {', '.join(self.variants)}")
+        if self.groups and sorted(grouped) != sorted(self.variants):
+            raise ValueError("groups must hold every variant once")
+        for name in self.also_on:
+            chosen("data set", name, DATASETS)
         for label, changes in self.variants.items():
             if "seed" in changes:
                 raise ValueError(f"variant {label!r} sets seed; seeds are replicates, given by the sweep's seeds")
@@ -76,6 +94,18 @@ class Sweep:
     def conditions(self) -> Sequence[Condition]:
         return suite(self.suite)
 
+    def parts(self) -> "dict[str, Sweep]":
+        """Its groups as sweeps of their own, by name; the whole sweep under "" where it has none."""
+        if not self.groups:
+            return {"": self}
+        return {
+            name: replace(
+                self, variants={row: self.variants[row] for row in rows}, baseline=rows[0], method=rows[-1],
+                groups={}, tiny={}, left_out={},
+            )
+            for name, rows in self.groups.items()
+        }  # fmt: skip
+
     def cells(self, changes: Overrides | None = None) -> list[Cell]:
         """Variant x seed in order; `changes` apply to every cell, on top of its variant.
 
@@ -85,7 +115,7 @@ class Sweep:
         if "seed" in (changes or {}):
             raise ValueError(f"a sweep has its own seeds, {list(self.seeds)}; seed cannot be set")
         configs = {label: override(self.base, {**self.variants[label], **(changes or {})}) for label in self.variants}
-        lint(configs, self.budget)
+        lint(configs, self.budget, [list(part.variants) for part in self.parts().values()])
         for config in configs.values():
             refuse_selection(self.selection, config)
         return [
@@ -110,19 +140,77 @@ def refuse_selection(selection: str, config: Config) -> None:
 BUDGET = ("steps", "batch", "data.train_images", "data.dataset")  # what must be equal for a gain to mean anything
 
 
-def lint(configs: Mapping[str, Config], declared: Sequence[str] = ()) -> None:
-    """Refuses a design whose rows cannot be compared: two rows that are one run, or unequal training budgets."""
+def lint(
+    configs: Mapping[str, Config], declared: Sequence[str] = (), groups: Sequence[Sequence[str]] | None = None
+) -> None:
+    """Refuses a design whose rows cannot be compared: two rows that are one run, or unequal training budgets.
+
+    Args:
+        groups: rows that are compared with each other; None: all with all.
+    """
     seen: dict[str, str] = {}
-    first, reference = next(iter(configs.items()))
     for label, config in configs.items():
         if (twin := seen.setdefault(run_id(config), label)) != label:
             raise ValueError(f"variants {twin!r} and {label!r} are the same run: they differ in nothing")
-        unequal = [path for path in difference(config, reference) if path in BUDGET and path not in declared]
-        if unequal:
-            raise ValueError(
-                f"variant {label!r} trains on another budget than {first!r}: {', '.join(unequal)} differ. "
-                f"If that is the question, declare it: budget={unequal!r}"
-            )
+    for first, *others in groups or [list(configs)]:
+        for label in others:
+            changed = difference(configs[label], configs[first])
+            if unequal := [path for path in changed if path in BUDGET and path not in declared]:
+                raise ValueError(
+                    f"variant {label!r} trains on another budget than {first!r}: {', '.join(unequal)} differ. "
+                    f"If that is the question, declare it: budget={unequal!r}"
+                )
+
+
+# ---------------------------------------------------------------------------------------------- other forms
+
+
+def moved(sweep: Sweep, base: Config) -> Sweep:
+    """The sweep on another base: another data set, backbone or recipe.
+
+    A row that the base refuses is left out, with the reason that it gives, and so is one that is the same run as
+    another there. One that the sweep's own base refuses too is an error.
+    """
+    rows: dict[str, Overrides | str] = dict.fromkeys(sweep.variants, "")
+    seen: dict[str, str] = {}
+    firsts = [part.reference for part in sweep.parts().values()]
+    for label in sorted(sweep.variants, key=lambda label: label not in firsts):
+        override(sweep.base, sweep.variants[label])
+        try:
+            twin = seen.setdefault(run_id(override(base, sweep.variants[label])), label)
+            rows[label] = sweep.variants[label] if twin == label else f"it is the same run as {twin!r} here"
+        except ValueError as error:
+            rows[label] = str(error)
+    return _with_rows(replace(sweep, base=base), rows)
+
+
+def tiny(sweep: Sweep, base: Config) -> Sweep:
+    """The sweep's tiny form, to try everything out: a tiny base, two seeds, rows as `Sweep.tiny` says."""
+    rows = {label: sweep.tiny.get(label, changes) for label, changes in sweep.variants.items()}
+    also_on = (base.data.dataset,) if sweep.also_on else ()
+    return _with_rows(replace(sweep, base=base, seeds=sweep.seeds[:2], also_on=also_on, tiny={}), rows)
+
+
+def _with_rows(sweep: Sweep, rows: Mapping[str, Overrides | str]) -> Sweep:
+    """The sweep with these rows; text leaves one out for that reason, and with it what was compared with it alone."""
+    left_out = {**sweep.left_out, **{label: why for label, why in rows.items() if isinstance(why, str)}}
+    if not sweep.groups and sweep.reference in left_out:
+        raise ValueError(f"the baseline {sweep.reference!r} is not possible here: {left_out[sweep.reference]}")
+    for first, *others in sweep.groups.values():
+        if first in left_out:
+            left_out |= {row: f"its baseline is left out: {left_out[first]}" for row in others if row not in left_out}
+    kept = {label: changes for label, changes in rows.items() if label not in left_out and not isinstance(changes, str)}
+    if not kept:
+        raise ValueError(f"no row of this sweep is possible here: {next(iter(left_out.values()))}")
+    groups = {name: [row for row in members if row in kept] for name, members in sweep.groups.items()}
+    return replace(
+        sweep,
+        variants=kept,
+        baseline=sweep.reference if sweep.reference in kept else "",
+        method=sweep.subject if sweep.subject in kept else "",
+        groups={name: members for name, members in groups.items() if members},
+        left_out=left_out,
+    )
 
 
 # Designs. Each returns variants: row label -> overrides, in the order of the table.

@@ -61,7 +61,7 @@ def train(config: Config, machine: Machine, claim: Claim, stop: Stop, tell: Tell
     refuse_impossible(config, machine, {name: len(split) for name, split in splits.items()})
     trainer = Trainer(config, machine, splits["train"].spec, max(1, len(splits["train"]) // config.batch))
     checkpoint = newest_checkpoint(folder)
-    weights = {} if checkpoint else initialise(trainer.model, config.model, machine.weights)
+    weights = {} if checkpoint else _initialise(trainer, machine)
     trainer.begin()
     best = {name: {"step": 0, "miou": None} for name, split in CHOSEN_ON.items() if split in splits}
     start = 0
@@ -97,6 +97,11 @@ def train(config: Config, machine: Machine, claim: Claim, stop: Stop, tell: Tell
     if chief:
         _finish(config, folder, claim, trainer.model, best)
     return True
+
+
+def _initialise(trainer: Trainer, machine: Machine) -> dict[str, Any]:
+    """Fills a new network with what training starts from; what it says for provenance."""
+    return initialise(trainer.model, trainer.config.model, machine.weights, machine.runs, trainer.spec.classes)
 
 
 def refuse_impossible(config: Config, machine: Machine, images: Mapping[str, int]) -> None:

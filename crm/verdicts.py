@@ -233,6 +233,8 @@ def judge(measures: Measures, config: Config) -> list[Finding]:
     if diverged := finite(measures, config):
         return [diverged]
     rules = [rule for rule in RULES.values() if rule not in OF_SCORES or not learned(measures, config)]
+    if config.model.inputs != "both":
+        rules = [rule for rule in rules if rule not in OF_TWO_BRANCHES]
     found = [finding for rule in rules if (finding := rule(measures, config))]
     for finding in found:
         override(config, finding.settings)
@@ -249,13 +251,15 @@ def _limit(name: str) -> float:
 def _against_reliance(config: Config, relied_on: str) -> dict[str, Any]:
     """The next step from where the run is towards a network that works on either modality."""
     masking, loss = config.masking, config.loss
+    same_scene = {} if masking.view == "clean" else {"masking.view": "clean"}  # which distillation needs
     if masking.kind == "none":
         weights = {f"loss.{name}": getattr(loss, name) or 1.0 for name in ("masked", "rgb", "thermal")}
-        return {"masking.kind": "random_complementary", **weights}
+        return {"masking.kind": "random_complementary", **same_scene, **weights}
     if not (loss.rgb and loss.thermal):
         return {"loss.rgb": loss.rgb or 1.0, "loss.thermal": loss.thermal or 1.0}
     if not (loss.complementary and loss.non_local):
-        return {"loss.complementary": loss.complementary or 1.0, "loss.non_local": loss.non_local or 1.0}
+        weights = {f"loss.{name}": getattr(loss, name) or 1.0 for name in ("complementary", "non_local")}
+        return {**same_scene, **weights}
     if masking.kind == "modality_dropout":
         return {"masking.drop": round(min(0.5, 1.5 * masking.drop), 3)} if masking.drop < 0.5 else {}
     if masking.kind != "complementary":
@@ -495,3 +499,58 @@ RULES: Mapping[str, Rule] = {
 }
 
 OF_SCORES = (reliance, retention, fusion, fusion_missing, branch)  # which mean nothing where nothing was learned
+# which ask one network of two branches to do something about it; a control of it is what it is
+OF_TWO_BRANCHES = (*OF_SCORES, agreement, gradient_share, conflict)
+
+
+# ---------------------------------------------------------------------------------------------- rows of a sweep
+
+BETWEEN_ROWS = Threshold(
+    1.0, "points of mIoU between the means of two rows of a sweep; a few images and seeds are not more exact than that"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Means over the runs of one variant; None is what none of them has."""
+
+    runs: int
+    clean: float | None
+    missing: dict[str, float | None]
+    retention: dict[str, float | None]
+    gap: float | None
+    head: dict[str, float | None]
+    masked: float | None
+    agreement: float | None
+    cosine: float | None
+    distillation: float | None
+    findings: dict[str, int]  # rule to the number of runs in which it was found
+    problems: int  # runs with a finding that is a problem
+
+    def written(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _drop(row: float | None, baseline: float | None) -> float:
+    """How much lower than the baseline; 0 where one of them is not known."""
+    return 0.0 if row is None or baseline is None else baseline - row
+
+
+def levelled(row: Row, baseline: Row) -> bool:
+    """Agrees more than its baseline, and both single-modality heads know less: what was specific is being erased."""
+    lost = [_drop(row.head[side], baseline.head[side]) for side in OTHER]
+    return _drop(row.agreement, baseline.agreement) < 0 and min(lost) > BETWEEN_ROWS.value
+
+
+def paid(row: Row, baseline: Row) -> bool:
+    """Better than its baseline without a modality, and worse with both: robustness is paid for."""
+    gained = [-_drop(row.missing[side], baseline.missing[side]) for side in OTHER]
+    return sum(gained) / len(gained) > BETWEEN_ROWS.value and _drop(row.clean, baseline.clean) > BETWEEN_ROWS.value
+
+
+def leans_more(row: Row, baseline: Row) -> bool:
+    """Its reliance gap is wider than its baseline's: it leans more on one modality."""
+    return -_drop(row.gap, baseline.gap) > BETWEEN_ROWS.value
+
+
+ACROSS: Mapping[str, Callable[[Row, Row], bool]] = {"levelled": levelled, "paid": paid, "leans more": leans_more}

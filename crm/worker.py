@@ -141,7 +141,7 @@ def _work(
             return False
     if not _chief(machine.processes):
         return True
-    return evaluate_run(config, machine, mine, selection, lacking(mine.folder, selection, conditions), stop)
+    return evaluate_run(config, machine, mine, selection, lacking(mine.folder, selection, conditions), stop, tell)
 
 
 def _record_failure(mine: Claim, error: BaseException) -> None:

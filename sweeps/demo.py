@@ -7,15 +7,8 @@ images and augmentations at equal seed and train for the same number of steps. F
 
 from crm.sweep import Sweep
 from experiments.synthetic_small import config
+from sweeps import PLAIN
 
-PLAIN = {
-    "masking.kind": "none",
-    "loss.rgb": 0.0,
-    "loss.thermal": 0.0,
-    "loss.masked": 0.0,
-    "loss.complementary": 0.0,
-    "loss.non_local": 0.0,
-}
 MODALITY_DROPOUT = {**PLAIN, "masking.kind": "modality_dropout", "loss.fused": 0.0, "loss.masked": 1.0}
 
 VARIANTS = {"plain fusion": PLAIN, "modality dropout": MODALITY_DROPOUT, "CRM": {}}

@@ -1,5 +1,10 @@
 """Conditions, their names, and the confusion matrices and metrics that are stored per condition."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,22 +12,30 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn import metrics
 
-from crm.conditions import CLEAN_TEST, DEGRADATIONS, PICTURED, SEVERE, SUITES, Condition, Degradation, condition, suite
+from crm.conditions import CLEAN, CLEAN_TEST, DEGRADATIONS, PICTURED, SUITES, Condition, Degradation, condition, suite
 from crm.confusion import Evaluation, confusion_matrix, iou, load_evaluation, miou, save_evaluation
 
 # ---------------------------------------------------------------------------------------------- conditions
 
+VALUES = {
+    "ALWAYS": st.just(0.0),
+    "SHARES": st.floats(0.001, 0.999),
+    "AMOUNTS": st.floats(0.001, 1e6),
+    "THREE": st.sampled_from([1.0, 2.0, 3.0]),
+    "LEVELS": st.sampled_from([1.0, 2.0, 3.0, 4.0, 5.0]),
+}
 degradations = st.sampled_from(sorted(DEGRADATIONS)).flatmap(
     lambda kind: st.builds(
         Degradation,
         kind=st.just(kind),
-        severity=st.floats(0.001, 0.999) if kind in SEVERE else st.just(0.0),
+        severity=VALUES[DEGRADATIONS[kind]],
     )
 )
 
 
 def possible(rgb, thermal):
-    return not (rgb.kind.startswith("missing") and thermal.kind.startswith("missing"))
+    both_missing = rgb.kind.startswith("missing") and thermal.kind.startswith("missing")
+    return not both_missing and not rgb.kind == thermal.kind == "shift_with_label"
 
 
 @pytest.mark.parametrize("name", SUITES)
@@ -37,12 +50,43 @@ def test_a_condition_of_a_suite_is_found_by_its_name(name):
     assert [condition(one.name) for one in suite(name)] == list(suite(name))
 
 
-@given(split=st.sampled_from(["val", "test", "test_night"]), rgb=degradations, thermal=degradations)
-def test_two_conditions_never_share_a_name(split, rgb, thermal):
+@given(
+    split=st.sampled_from(["val", "test", "test_night"]),
+    rgb=degradations,
+    thermal=degradations,
+    seed=st.integers(0, 10**6),
+)
+def test_two_conditions_never_share_a_name(split, rgb, thermal, seed):
     # The name is a file name and a column: a name that loses a digit would let one evaluation pass for another.
     if possible(rgb, thermal):
-        one = Condition(split=split, rgb=rgb, thermal=thermal)
+        one = Condition(split=split, rgb=rgb, thermal=thermal, seed=0 if rgb == thermal == CLEAN else seed)
         assert condition(one.name) == one
+        assert re.fullmatch(r"[\w.=+-]+", one.name), "a file name anywhere"
+
+
+def test_names_of_old_mean_what_they_meant():
+    assert [one.name for one in SUITES["robustness"]] == [
+        "test", "test.rgb=missing_mean", "test.thermal=missing_mean", "test.rgb=missing_zero",
+        "test.thermal=missing_zero", "test.rgb=missing_token", "test.thermal=missing_token", "test.rgb=missing_route",
+        "test.thermal=missing_route", "test.rgb=patch_dropout-0.25", "test.rgb=patch_dropout-0.5",
+        "test.rgb=patch_dropout-0.75", "test.thermal=patch_dropout-0.25", "test.thermal=patch_dropout-0.5",
+        "test.thermal=patch_dropout-0.75", "test.rgb=gaussian_noise-10", "test.rgb=gaussian_noise-25",
+        "test.rgb=gaussian_noise-50", "test.thermal=gaussian_noise-10", "test.thermal=gaussian_noise-25",
+        "test.thermal=gaussian_noise-50", "test.rgb=gaussian_noise-10.thermal=gaussian_noise-10",
+        "test.rgb=gaussian_noise-25.thermal=gaussian_noise-25", "test.rgb=gaussian_noise-50.thermal=gaussian_noise-50",
+    ]  # fmt: skip
+
+
+def test_the_paper_suite_holds_all_others():
+    assert all(set(conditions) <= set(SUITES["paper"]) for conditions in SUITES.values())
+
+
+def test_names_are_read_without_the_library_of_corruptions():
+    from crm.corruptions import CORRUPTIONS
+
+    assert list(DEGRADATIONS) == list(CORRUPTIONS)
+    code = "import sys, crm.conditions; sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
 
 
 def test_the_name_leaves_clean_parts_out():
@@ -58,8 +102,11 @@ def test_every_suite_but_the_plain_one_holds_the_conditions_that_are_pictured():
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"kind": "gaussian"}, "Did you mean 'gaussian_noise'"),
-        ({"kind": "gaussian_noise"}, "needs severity"),
+        ({"kind": "gaussian_nois"}, "Did you mean 'gaussian_noise'"),
+        ({"kind": "gaussian_noise"}, "needs a severity: the severity is an amount above 0"),
+        ({"kind": "fog", "severity": 6.0}, "fog-6: the severity is a whole number from 1 to 5"),
+        ({"kind": "fog", "severity": 2.5}, "whole number from 1 to 5"),
+        ({"kind": "nm", "severity": 4.0}, "1, 2 or 3"),
         ({"kind": "missing_mean", "severity": 1.0}, "has no severity"),
         ({"kind": "patch_dropout", "severity": 1.0}, "below 1"),
         ({"kind": "gaussian_noise", "severity": -3.0}, "above 0"),
@@ -77,7 +124,17 @@ def test_a_condition_cannot_take_both_modalities_away():
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("test.rgb=fog", "no degradation 'fog'"), ("test.rgb=patch_dropout-much", "patch_dropout-much")],
+    [
+        ("test.rgb=fogg-2", "no degradation 'fogg'"),
+        ("test.rgb=patch_dropout-much", "patch_dropout-much"),
+        ("test.rbg=fog-2", "Did you mean 'rgb'"),
+        ("rgb=fog-2", "begins with a split"),
+        ("../x.rgb=fog-2", "begins with a split"),
+        ("test.rgb=fog-1.rgb=fog-2", "says twice what is done to rgb"),
+        ("test.rgb=fog-1.seed=x", "seed is a whole number"),
+        ("test.seed=1", "a clean condition draws nothing"),
+        ("test.rgb=shift_with_label-1.thermal=shift_with_label-1", "a label can move with one modality"),
+    ],
 )
 def test_a_misspelt_condition_is_refused_naming_it(name, reason):
     with pytest.raises(ValueError, match=reason):

@@ -49,7 +49,7 @@ def test_under_a_condition_the_pictures_are_the_network_input(how: Condition, sc
     frames = list(scenes)
     views = seen.under(frames, SYNTHETIC, how)
     for modality, degradation, channels in (("rgb", how.rgb, slice(0, 3)), ("thermal", how.thermal, slice(3, 4))):
-        image, _ = evaluate._input(SYNTHETIC, frames, modality, degradation, "cpu")
+        image, _ = evaluate.modality_input(SYNTHETIC, frames, modality, degradation, 0)
         shown = np.stack([np.dstack([view.frame.rgb, view.frame.thermal]) for view in views])
         assert np.array_equal(shown[..., channels], levels(image, SYNTHETIC)[..., channels])
 

@@ -312,7 +312,7 @@ def test_the_gradients_are_those_of_the_whole_objective(trained):
         got = _gradients(model, config, split, 0, "cpu")
     image, hidden, targets = seen["arguments"][2:5]
     assert image.shape[0] == len(split) and hidden.any()
-    terms = _terms(model, config, image, hidden, targets, 0)
+    terms = _terms(model, config, image, hidden, targets, None, 0)
     torch.stack(list(terms.values())).sum().backward()
     whole = torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
     assert math.hypot(*got.parts.values()) == pytest.approx(float(whole.norm()), rel=1e-4)
@@ -389,7 +389,7 @@ def test_a_diagnosis_that_cannot_be_written_is_shown_and_fails(trained, tmp_path
 
 WRONG = {
     "no such run": (["ffffff"], "no run 'ffffff'"),
-    "a sweep": (["demo"], "crm status demo --json"),
+    "a sweep": (["demo"], "crm sweep demo"),
     "an experiment": (["synthetic_small"], "crm train synthetic_small"),
     "a selection": (["{id}", "--select", "best"], "val_best"),
     "a checkpoint it lacks": (["{id}", "--select", "test_best"], "it has last, val_best"),

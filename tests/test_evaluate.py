@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 from crm.calibration import ece
 from crm.cli import app, main
-from crm.conditions import CLEAN_TEST, MISSING, Condition, both_sides
+from crm.conditions import CLEAN, CLEAN_TEST, MISSING, Condition, Degradation, both_sides, suite
 from crm.confusion import load_evaluation, save_evaluation
 from crm.data.dataset import open_split
 from crm.data.files import write_mf
 from crm.data.specs import MF, SYNTHETIC
 from crm.data.transforms import to_input
-from crm.evaluate import evaluate
+from crm.evaluate import evaluate, grouped
 from crm.model.segmenter import semantic_scores
 from crm.records import evaluation
 from tests.network_file import imported, network
@@ -90,6 +90,79 @@ def test_shares_of_a_split_add_up_to_the_whole(mf):
         assert np.abs(joined["confusion"] - found.confusion).sum() < 0.001 * found.confusion.sum()
         assert (joined["predictions"] != found.predictions).mean() < 0.001
         assert ece(joined["calibration"]) == pytest.approx(ece(found.calibration), abs=0.1)
+
+
+DAMAGED = {
+    "rgb": (CLEAN, Degradation(kind="fog", severity=3.0), Degradation(kind="missing_token")),
+    "thermal": (
+        CLEAN,
+        Degradation(kind="stripes", severity=4.0),
+        Degradation(kind="block_dropout_token", severity=0.5),
+    ),
+}
+GRID = [Condition(rgb=rgb, thermal=thermal) for rgb in DAMAGED["rgb"] for thermal in DAMAGED["thermal"]]
+
+
+def test_shared_branches_and_joined_heads_give_what_a_pass_per_condition_gives(mf):
+    """Of 9 conditions on one image at a time, several go through the head together."""
+    model, split = network(MF.num_classes), open_split("mf", "test", data_root=mf, size=SEEN).only([0, 1])
+    conditions = [*GRID, *both_sides("missing_route")]
+    shared = dict(evaluate(model, split, conditions, 1, "cpu"))
+    assert list(shared) == conditions, "in the order asked for"
+    for condition in conditions:
+        ((_, alone),) = evaluate(model, split, [condition], 1, "cpu")
+        assert np.abs(alone.confusion - shared[condition].confusion).sum() < 0.001 * alone.confusion.sum()
+        np.testing.assert_allclose(alone.calibration.sum(0), shared[condition].calibration.sum(0), atol=30)
+    matrices = [found.confusion for found in shared.values()]
+    assert len({matrix.tobytes() for matrix in matrices}) == len(matrices), (
+        "a condition that changes nothing shows nothing"
+    )
+
+
+def test_a_grid_costs_a_branch_pass_per_row_and_column_and_few_head_passes(mf):
+    model, split = network(MF.num_classes), open_split("mf", "test", data_root=mf, size=SEEN)
+    passes = {"rgb": 0, "thermal": 0, "heads": 0, "images": 0}
+    branch, head = model.branch, model.head
+
+    def counted_branch(side, image, hidden=None):
+        passes[side] += 1
+        return branch(side, image, hidden)
+
+    def counted_head(maps, deep=True, with_masks=None):
+        passes["heads"], passes["images"] = passes["heads"] + 1, passes["images"] + len(maps[0])
+        return head(maps, deep, with_masks)
+
+    model.branch, model.head = counted_branch, counted_head
+    list(evaluate(model, split, GRID, 4, "cpu"))
+    assert passes == {"rgb": 3, "thermal": 3, "heads": 5, "images": 36}
+
+
+def test_a_condition_of_another_seed_has_other_draws_and_shares_what_is_not_drawn(mf):
+    model, split = network(MF.num_classes), open_split("mf", "test", data_root=mf, size=SEEN)
+    noisy = [Condition(rgb=Degradation(kind="gaussian_noise", severity=50.0), seed=seed) for seed in (0, 1)]
+    first, second = (found.confusion for _, found in evaluate(model, split, noisy, 4, "cpu"))
+    assert (first != second).any()
+
+
+def test_a_label_that_moves_with_its_modality_loses_what_leaves_the_picture(mf):
+    model, split = network(MF.num_classes), open_split("mf", "test", data_root=mf, size=SEEN)
+    how = Degradation(kind="shift_with_label", severity=5.0)
+    (_, still), (_, moved) = evaluate(model, split, [CLEAN_TEST, Condition(rgb=how)], 4, "cpu")
+    assert (moved.confusion.sum(axis=(1, 2)) < still.confusion.sum(axis=(1, 2))).all()
+    assert (moved.confusion.sum(axis=(1, 2)) > 0.8 * still.confusion.sum(axis=(1, 2))).all()
+
+
+def test_progress_counts_images_times_conditions(mf):
+    split, told = open_split("mf", "test", data_root=mf, size=SEEN), []
+    list(evaluate(network(MF.num_classes), split, GRID[:3], 2, "cpu", tell=told.append))
+    assert [each.done for each in told] == [2, 4, 6, 8, 10, 12] and {each.count for each in told} == {12}
+    assert told[-1].eta == 0 and told[0].eta > 0
+
+
+def test_a_suite_is_computed_in_groups_that_keep_rows_together():
+    groups = grouped(suite("paper"))
+    assert sorted(one for _, group in groups for one in group) == sorted(suite("paper"))
+    assert all(len(group) <= 48 for _, group in groups)
 
 
 def test_asked_to_stop_it_ends_between_two_batches_with_nothing(mf):

@@ -1,16 +1,18 @@
 from dataclasses import replace
-from itertools import permutations
+from itertools import permutations, product
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from crm.config import Loss, Model
+from crm.config import SUPERVISED, Loss, Model
+from crm.distillation import DISTILLATIONS, TEACHERS, Output
 from crm.losses import class_loss, dice_loss, mask_loss, self_distillation
+from crm.masking import FILLS
 from crm.matching import assign
 from crm.model.query_decoder import Prediction
 from crm.model.segmenter import Segmenter, build_segmenter
-from crm.objective import Part, make_targets, needed_passes, objective, set_losses
+from crm.objective import Part, View, make_targets, needed_passes, objective, set_losses
 from crm.points import OUTSIDE, PADDED, Plan, RandomPoints, ReleasedPoints, class_shares, label_corners, sample_maps
 
 IGNORE = 255
@@ -19,14 +21,27 @@ OFF = {"fused": 0.0, "rgb": 0.0, "thermal": 0.0, "masked": 0.0, "complementary":
 TERMS = list(OFF)
 
 
-@pytest.fixture(scope="module")
-def model() -> Segmenter:
-    torch.manual_seed(0)
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """More only wait for each other in networks as small as these."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny(seed: int = 0, **changes) -> Segmenter:
+    torch.manual_seed(seed)
     part = Model(
         embed=8, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), drop_path=0.0, width=32, queries=6, encoder_layers=1,
         encoder_ffn=16, decoder_layers=2, decoder_ffn=16, decoder_heads=4,
     )  # fmt: skip
-    return build_segmenter(part, num_classes=4)
+    return build_segmenter(replace(part, **changes), num_classes=4)
+
+
+@pytest.fixture(scope="module")
+def model() -> Segmenter:
+    return tiny()
 
 
 def random(seed: int = 0) -> torch.Generator:
@@ -38,6 +53,7 @@ HIDDEN = torch.rand(3, 2, 8, 16, generator=random(1)) < 0.5
 LABELS = torch.randint(0, 4, (3, 4, 8), generator=random(2), dtype=torch.uint8)
 LABELS = LABELS.repeat_interleave(8, 1).repeat_interleave(8, 2)
 TARGETS = make_targets(LABELS, 4, IGNORE)
+OTHER = View(IMAGE.flip(3) + 0.1, make_targets(LABELS.flip(2), 4, IGNORE))
 
 
 def run(model, loss=LOSS, targets=TARGETS, head_passes="batched", points=None, **more):
@@ -186,40 +202,53 @@ def test_what_counts_is_all_there_is_without_padded_or_ignored_pixels():
 @pytest.mark.parametrize("sizes", [(3,), (1, 2), (2, 1), (1, 1, 1)])
 def test_the_parts_of_a_batch_add_up_to_it(sizes, drop_path):
     """Losses and gradients, with random points and stochastic depth; the norms are frozen, for they see the part."""
-    torch.manual_seed(0)
-    part = Model(
-        init="none", embed=8, depths=(1, 2, 1, 1), heads=(1, 1, 2, 2), drop_path=drop_path, width=32, queries=6,
-        encoder_layers=1, encoder_ffn=16, decoder_layers=2, decoder_ffn=16, decoder_heads=4,
-    )  # fmt: skip
-    network = build_segmenter(part, num_classes=4).double()
+    add_up(LOSS, sizes, drop_path)
+
+
+ALL = replace(LOSS, rgb_masked=0.5, thermal_masked=0.5)
+EXTRAS = {
+    "all heads": (ALL, {}),
+    "mean pixels": (ALL, {"fill": "mean"}),
+    "a view, and masks": (replace(ALL, complementary=0.0, non_local=0.0), {"view": OTHER}),
+    "a view, no masks": (replace(ALL, complementary=0.0, non_local=0.0), {"view": OTHER, "masks": False}),
+    **{name: (replace(LOSS, distillation=name), {}) for name in DISTILLATIONS},
+    "teacher eval": (replace(LOSS, teacher="eval"), {}),
+    "teacher ema": (replace(LOSS, teacher="ema", distillation="pixel_kl"), {"teacher": True}),
+}
+
+
+@pytest.mark.parametrize("case", EXTRAS)
+def test_the_parts_of_a_batch_add_up_with_every_alternative(case):
+    loss, how = EXTRAS[case]
+    add_up(loss, (1, 2), 0.5, **how)
+
+
+def add_up(loss: Loss, sizes, drop_path: float, view: View | None = None, masks=True, teacher=False, fill="token"):
+    network = tiny(init="none", drop_path=drop_path, depths=(1, 2, 1, 1)).double()
     network.backbone.fusion_norms.eval()
+    asked = tiny(seed=1).double() if teacher else None
     labels = LABELS.clone()
     labels[1] = 2  # one class alone: parts with unequal numbers of masks
     targets = make_targets(labels, 4, IGNORE)
-    counts = tuple(map(len, targets.classes))
+    if view is not None:
+        mixed = LABELS.flip(2)
+        mixed[0] = 1  # and the view has other numbers than the clean input
+        other = make_targets(mixed, 4, IGNORE)
+        view = View(view.image.double(), other, tuple(map(len, other.classes)))
 
-    def losses(first: int, size: int):
+    def losses(images: slice, part: Part | None):
         torch.manual_seed(3)
-        images = slice(first, first + size)
-        points = RandomPoints(random(4))
         return objective(
-            network,
-            IMAGE[images].double(),
-            HIDDEN[images],
-            targets.part(images),
-            LOSS,
-            points,
-            part=Part(first, counts),
-        )
+            network, IMAGE[images].double(), HIDDEN[images] if masks else None, targets.part(images), loss,
+            RandomPoints(random(4)), part=part, view=view and view.part(images), fill=fill, teacher=asked,
+        )  # fmt: skip
 
-    torch.manual_seed(3)
-    whole = objective(network, IMAGE.double(), HIDDEN, targets, LOSS, RandomPoints(random(4)))
+    whole = losses(slice(None), None)
     expected = gradients(network, whole)
     network.zero_grad()
-    firsts = [sum(sizes[:i]) for i in range(len(sizes))]
     terms = dict.fromkeys(whole.terms, 0.0)
-    for first, size in zip(firsts, sizes, strict=True):
-        share = losses(first, size)
+    for first, size in zip([sum(sizes[:i]) for i in range(len(sizes))], sizes, strict=True):
+        share = losses(slice(first, first + size), Part(first, tuple(map(len, targets.classes))))
         share.total.backward()
         terms = {name: terms[name] + value.item() for name, value in share.terms.items()}
     assert terms == pytest.approx({name: value.item() for name, value in whole.terms.items()}, rel=1e-6)
@@ -227,6 +256,139 @@ def test_the_parts_of_a_batch_add_up_to_it(sizes, drop_path):
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7 * gradient.norm().item() + 1e-12)
+
+
+# ---------------------------------------------------------------------------------------------- alternatives
+
+
+@pytest.mark.parametrize("teacher", TEACHERS)
+@pytest.mark.parametrize("name", DISTILLATIONS)
+def test_every_form_and_teacher_gives_both_terms_batched_as_streamed(name, teacher):
+    network, average = tiny().double(), tiny(seed=1).double()
+    loss = replace(LOSS, distillation=name, teacher=teacher)
+    asked = average if teacher == "ema" else None
+    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    batched = run(network, loss, teacher=asked)
+    network.load_state_dict(before)  # the running statistics, which a teacher in evaluation mode goes by
+    streamed = run(network, loss, head_passes="streamed", teacher=asked)
+    assert list(batched.terms) == list(streamed.terms) == TERMS
+    for term in ("complementary", "non_local"):
+        assert batched.terms[term].item() > 0
+        torch.testing.assert_close(batched.terms[term], streamed.terms[term], rtol=1e-5, atol=1e-8)
+    streamed.total.backward()
+    assert all(parameter.grad is None for parameter in average.parameters())
+
+
+def test_a_teacher_in_evaluation_mode_says_what_evaluation_says():
+    """Unlike the clean pass of the step, whose stochastic depth and statistics it does not share."""
+    network = tiny(drop_path=0.5).double()
+    distances = {}
+    for teacher in ("train", "eval"):
+        loss = replace(LOSS, teacher=teacher)
+        torch.manual_seed(0)
+        distances[teacher] = run(network, loss).terms["complementary"].item()
+    assert network.training and all(part.training for part in network.modules())
+    torch.manual_seed(0)
+    fixed = replace(LOSS, teacher="ema", fused=0.0, rgb=0.0, thermal=0.0, non_local=0.0)
+    other = tiny(drop_path=0.5).double()
+    other.load_state_dict(network.state_dict())
+    teacher = other.eval()
+    with torch.no_grad():
+        features = teacher.features(IMAGE.double())
+        wanted = teacher.class_logits(features.fused)
+    torch.manual_seed(0)
+    network.load_state_dict(other.state_dict())
+    ours = objective(network, IMAGE.double(), HIDDEN, TARGETS, fixed, RandomPoints(random()), teacher=other)
+    torch.manual_seed(0)
+    rgb, thermal = (network.branch(name, IMAGE.double(), HIDDEN) for name in ("rgb", "thermal"))
+    student = network.class_logits(network.fuse(rgb, thermal, HIDDEN, masked=True))
+    expected = DISTILLATIONS["l1_logits"].distance(Output(wanted), Output(student), None)
+    torch.testing.assert_close(ours.terms["complementary"], expected)
+    assert distances["train"] != pytest.approx(distances["eval"], rel=1e-3)
+
+
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_another_teacher_than_the_step_itself_needs_no_clean_fused_pass_with_gradient(teacher):
+    loss = replace(LOSS, fused=0.0, teacher=teacher)
+    assert ("fused" in needed_passes(loss)) == (teacher == "train")
+
+
+def test_distilling_features_needs_no_head_pass_of_its_own(model):
+    loss = replace(LOSS, masked=0.0, distillation="feature_mse")
+    assert list(needed_passes(loss)) == ["fused", "rgb", "thermal"]
+    assert {"complementary", "non_local"} <= run(model.double(), loss).terms.keys()
+
+
+SUBSETS = [names for names in product((0.0, 1.0), repeat=4) if any(names)]
+
+
+@pytest.mark.parametrize("distilled", [0.0, 1.0])
+@pytest.mark.parametrize("on", SUBSETS)
+def test_every_combination_of_supervision_trains_what_it_supervises(on, distilled):
+    network = tiny()
+    weights = dict(zip(("fused", "rgb", "thermal", "masked"), on, strict=True))
+    losses = run(network, replace(LOSS, **weights, complementary=distilled, non_local=distilled))
+    assert losses.total.isfinite()
+    assert list(losses.terms) == [name for name in TERMS if weights.get(name, distilled)]
+    reached = gradients(network, losses)
+    fused = bool(weights["fused"] or weights["masked"])
+    for branch in ("rgb", "thermal"):
+        wanted = fused or bool(weights[branch]) or bool(distilled)
+        assert any(name.startswith(f"backbone.{branch}.") for name in reached) == wanted
+    assert ("backbone.fusion_norms.0.weight" in reached) == (fused or bool(distilled))
+
+
+@pytest.mark.parametrize("name", ["rgb_masked", "thermal_masked"])
+def test_a_masked_modality_can_be_supervised_alone(model, name):
+    loss = replace(LOSS, **OFF, **{name: 1.0})
+    losses = run(model.double(), loss)
+    assert list(losses.terms) == [name] and list(needed_passes(loss)) == [name]
+    blind = HIDDEN.clone()
+    blind[:, int(name == "rgb_masked")] = True  # the other modality is not looked at
+    again = objective(model, IMAGE.double(), blind, TARGETS, loss, ReleasedPoints(random(3)))
+    assert again.terms[name] == losses.terms[name]
+
+
+def test_the_names_of_supervised_terms_are_those_of_the_passes():
+    assert list(needed_passes(ALL)) == list(SUPERVISED)
+
+
+def test_a_view_is_supervised_by_its_own_labels():
+    """The masked pass on a view without masks is the fused pass on the view's images and labels."""
+    for head_passes in ("batched", "streamed"):
+        loss = replace(LOSS, **{**OFF, "masked": 1.0})
+        masked = objective(tiny(), IMAGE, None, TARGETS, loss, RandomPoints(random()), head_passes, view=OTHER)
+        loss = replace(LOSS, **{**OFF, "fused": 1.0})
+        fused = objective(tiny(), OTHER.image, None, OTHER.targets, loss, RandomPoints(random()), head_passes)
+        torch.testing.assert_close(masked.terms["masked"], fused.terms["fused"])
+
+
+def test_two_plain_views_are_as_many_passes_as_crm(model, monkeypatch):
+    """The compute-matched control: six head passes and two branches on two inputs, all supervised."""
+    control = replace(ALL, complementary=0.0, non_local=0.0)
+    assert list(needed_passes(control)) == list(needed_passes(LOSS))
+    heads = []
+    original = model.head
+
+    def counted(maps, **how):
+        heads.append(len(maps[0]))
+        return original(maps, **how)
+
+    monkeypatch.setattr(model, "head", counted)
+    image = IMAGE.to(next(model.parameters()).dtype)
+    view = replace(OTHER, image=OTHER.image.to(image.dtype))
+    for loss, how in ((LOSS, {}), (control, {"view": view})):
+        objective(model, image, None if how else HIDDEN, TARGETS, loss, RandomPoints(random()), **how)
+    assert heads == [6 * len(IMAGE)] * 2
+
+
+@pytest.mark.parametrize("fill", FILLS)
+def test_a_fill_is_what_the_masked_passes_see(fill):
+    loss = replace(LOSS, **{**OFF, "masked": 1.0})
+    ours = objective(tiny(), IMAGE, HIDDEN, TARGETS, loss, RandomPoints(random()), fill=fill)
+    seen, tokens = FILLS[fill](IMAGE, HIDDEN)
+    other = objective(tiny(), seen, tokens, TARGETS, loss, RandomPoints(random()), view=View(seen, TARGETS))
+    torch.testing.assert_close(ours.terms["masked"], other.terms["masked"])
 
 
 def test_the_assignment_is_the_cheapest_of_all():

@@ -12,7 +12,9 @@ from crm.checkpoint import load_checkpoint, restore, save_checkpoint
 from crm.config import Config, override
 from crm.data.dataset import open_run_split
 from crm.data.loader import make_batch
+from crm.data.views import OTHER_SCENES, VIEWS
 from crm.machine import Machine
+from crm.masking import FILLS, MASKINGS
 from crm.step import RunFailed, Step, Trainer
 from tests.tiny import TINY, machine
 
@@ -73,6 +75,35 @@ def test_micro_batches_are_the_whole_batch_but_for_its_norms(size, whole):
     assert one.hidden == two.hidden
 
 
+# settings of a step that has more than the published one, for parts of a batch to add up
+ALTERNATIVES = {
+    "two views": {
+        "masking.kind": "none", "masking.view": "cutmix", "loss.complementary": 0.0, "loss.non_local": 0.0,
+        "loss.rgb_masked": 1.0, "loss.thermal_masked": 1.0,
+    },
+    "averaged teacher": {"optim.ema": 0.5, "loss.teacher": "ema", "loss.distillation": "pixel_kl"},
+    "corrupted, masked": {"masking.view": "corrupted", "masking.fill": "mean", "masking.overlap": 0.5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ALTERNATIVES)
+def test_micro_batches_add_up_with_every_alternative(case):
+    config = override(CONFIG, ALTERNATIVES[case])
+    steps = []
+    for size in (3, 0):
+        made = trainer(config, micro_batch=size)
+        for network in (made.model, made.evaluated):
+            norms = network.backbone.fusion_norms
+            norms.train = lambda on=True, norms=norms: norms  # stay as they are: frozen
+            for norm in norms:
+                norm.eval()
+        steps.append(taken(made, 2))
+    for one, two in zip(*steps, strict=True):
+        assert one.terms == pytest.approx(two.terms, rel=1e-3)
+        assert one.grad_norm == pytest.approx(two.grad_norm, rel=1e-2)
+        assert one.hidden == two.hidden
+
+
 def test_with_norms_in_training_each_micro_batch_has_statistics_of_its_own(whole):
     (one, *_), (two, *_) = taken(trainer(micro_batch=2)), whole[1]
     assert one.terms["rgb"] == pytest.approx(two.terms["rgb"], rel=1e-4)  # no norm on this path
@@ -106,6 +137,42 @@ def test_compiled_parts_compute_the_same():
         assert one == pytest.approx(two, rel=1e-3)
 
 
+# ---------------------------------------------------------------------------------------------- alternatives
+
+
+def after_one_step(changes: dict) -> Step:
+    step = taken(trainer(override(CONFIG, {"loss.points": 32, **changes})), 1)[0]
+    assert step.total > 0 and step.grad_norm > 0
+    return step
+
+
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("kind", [name for name in MASKINGS if name != "none"])
+def test_every_masking_trains_and_tells_what_it_hides(kind, fill):
+    step = after_one_step({"masking.kind": kind, "masking.fill": fill, "masking.drop": 0.5})
+    rgb, thermal, both = (step.hidden[name] for name in ("rgb", "thermal", "both"))
+    assert rgb or thermal
+    assert max(0.0, rgb + thermal - 1) <= both <= min(rgb, thermal)
+    if "complementary" in kind or kind in ("modality_dropout", "rgb_only"):
+        assert both == 0.0
+    if kind == "identical":
+        assert both == rgb == thermal == 0.5
+
+
+@pytest.mark.parametrize("kind", ["none", "complementary"])
+@pytest.mark.parametrize("view", [name for name in VIEWS if name != "clean"])
+def test_every_view_trains_with_and_without_masks(view, kind):
+    off = {"loss.complementary": 0.0, "loss.non_local": 0.0} if view in OTHER_SCENES else {}
+    step = after_one_step({"masking.kind": kind, "masking.view": view, **off})
+    assert step.terms["masked"] > 0
+    assert step.hidden["rgb"] == (0.5 if kind == "complementary" else 0.0)
+
+
+def test_a_journal_line_tells_how_much_is_hidden_in_both():
+    step = after_one_step({"masking.kind": "complementary", "masking.overlap": 0.5})
+    assert step.hidden == {"rgb": 0.5, "thermal": 0.5, "both": 0.25}
+
+
 # ---------------------------------------------------------------------------------------------- averaged weights
 
 
@@ -124,8 +191,9 @@ def test_the_average_follows_its_formula():
         assert torch.equal(ours, theirs), name
 
 
-def test_a_checkpoint_restores_weights_average_and_optimiser(tmp_path):
-    config = override(CONFIG, {"optim.ema": 0.8})
+@pytest.mark.parametrize("teacher", ["train", "ema"])
+def test_a_checkpoint_restores_weights_average_and_optimiser(teacher, tmp_path):
+    config = override(CONFIG, {"optim.ema": 0.8, "loss.teacher": teacher})
     straight = trainer(config)
     taken(straight, 3)
     made = trainer(config)

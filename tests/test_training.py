@@ -160,7 +160,8 @@ def test_every_condition_of_every_suite_can_be_evaluated(trained):
     from crm.data.dataset import open_run_split
     from crm.model.segmenter import build_segmenter
 
-    conditions = list(dict.fromkeys(each for suite in SUITES.values() for each in suite))
+    kinds = {tuple((how.kind, bool(how.severity)) for how in (one.rgb, one.thermal)): one for one in SUITES["paper"]}
+    conditions = [*kinds.values()]  # one of each kind: their severities are tested where they are defined
     split = open_run_split(TINY.data, "test", None)
     model = build_segmenter(TINY.model, split.spec.num_classes)
     results = dict(evaluate(model, split, conditions, 3, "cpu"))

@@ -181,6 +181,9 @@ def show(
     under: Annotated[
         str, typer.Option(metavar="CONDITION", help="As the network sees them, as in test.rgb=missing_mean.")
     ] = "",
+    suite_name: Annotated[
+        str, typer.Option("--suite", help="One frame under every corruption of a suite, as in `crm list suites`.")
+    ] = "",
     augmented: Annotated[bool, typer.Option("--augmented", help="Crops as training sees them.")] = False,
     masked: Annotated[bool, typer.Option("--masked", help="With what training hides from the network.")] = False,
     experiment: Annotated[
@@ -193,22 +196,28 @@ def show(
     data: Data = None,
     json: Json = False,
 ) -> None:
-    """Writes a contact sheet of RGB, thermal and label: as recorded, under a condition, or as training sees it."""
+    """Writes a contact sheet of RGB, thermal and label: as recorded, under a condition, or as training sees it.
+
+    With --suite, a sheet of one frame under all corruptions of a suite, by severity.
+    """
     import io
     from difflib import get_close_matches
     from functools import partial
 
-    from crm.conditions import condition
+    from crm.conditions import condition, suite
     from crm.config import override
     from crm.data.dataset import open_split
     from crm.data.show import as_recorded, contact_sheet, picked
     from crm.data.specs import DATASETS
+    from crm.data.suite_sheet import SHOWN, suite_sheet
     from crm.machine import home
     from crm.names import chosen
     from crm.records import write_bytes
 
     spec = chosen("data set", dataset, DATASETS)
     training = augmented or masked
+    if suite_name and (under or training):
+        raise ValueError("--suite shows one frame under many conditions: leave --under, --augmented and --masked out")
     if under and training:
         raise ValueError("--under shows an evaluation, --augmented and --masked show training: choose one")
     asked = experiment or sets or seed or recipe != "clean"
@@ -218,6 +227,7 @@ def show(
     if how and split and split != how.split:
         raise ValueError(f"--under {under} is about the split {how.split}, not {split}")
     split = split or (how.split if how else "train" if training else "test")
+    conditions = suite(suite_name) if suite_name else []
     config = None
     if training or asked:
         config = override(_config(spec.name, experiment, recipe, sets), {"seed": seed})
@@ -225,7 +235,7 @@ def show(
         spec.name,
         split,
         data_root=options.data_folder(data),
-        size=config.data.size if config else None,
+        size=config.data.size if config else SHOWN if suite_name and spec.layout == "generated" else None,
         carve_val=config.data.carve_val if config else True,
     )
     wanted = [name.strip() for name in names.split(",") if name.strip()]
@@ -247,8 +257,15 @@ def show(
         subtitle = f"{split} split, {done} as in {by}, seed {seed}"
     indices = [opened.names.index(name) for name in wanted] or picked(opened, rows)
     buffer = io.BytesIO()
-    contact_sheet(opened, indices=indices, view=view, subtitle=subtitle).save(buffer, format="PNG")
-    path = out or home() / "reports" / f"{dataset}.png"
+    if suite_name:
+        if len(wanted) > 1:
+            raise ValueError(f"--suite shows one frame: give one name, not {len(wanted)}")
+        indices = indices[:1]
+        sheet = suite_sheet(opened[indices[0]], spec, conditions, f"suite {suite_name}")
+    else:
+        sheet = contact_sheet(opened, indices=indices, view=view, subtitle=subtitle)
+    sheet.save(buffer, format="PNG")
+    path = out or home() / "reports" / (f"{dataset}-{suite_name}.png" if suite_name else f"{dataset}.png")
     write_bytes(path, buffer.getvalue())
     shown = {"file": path, "split": split, "frames": [opened.names[i] for i in indices]}
     options.echo_json(shown) if json else typer.echo(str(path))

@@ -1,8 +1,6 @@
-"""crm diagnose: what is wrong with a trained run, and which setting to change."""
+"""crm diagnose: what is wrong with a trained run, and which setting to change; how a sweep's rows differ in that."""
 
-import sys
 import textwrap
-import time
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crm.cli import options
-from crm.cli.options import Data, Device, Json, Runs
+from crm.cli.diagnose_sweep import Progress, diagnose_sweep
+from crm.cli.options import Data, Device, Json, Runs, Seeds, Set
 from crm.cli.runs import Threads, checkpoint_file, find_run, matching_runs, run_machine
 from crm.names import chosen
 from crm.sweep import SELECTIONS
@@ -27,13 +26,17 @@ def add_to(app: typer.Typer) -> None:
 
 
 def diagnose(
-    run: Annotated[str, typer.Argument(help="A run id, or enough of its first digits.")],
+    run: Annotated[str, typer.Argument(help="A run id, or enough of its first digits; or a sweep, as demo@tiny.")],
     split: Annotated[str | None, typer.Option(help="Images of this split. [default: val, where there is one]")] = None,
     images: Annotated[
         int | None, typer.Option(min=0, help="So many of them, evenly spaced; 0 is all. [default: 32, if there are]")
     ] = None,
     draws: Annotated[int, typer.Option(min=1, help="Masks per image, for the agreement.")] = 3,
-    selection: Annotated[str, typer.Option("--select", help=f"Checkpoint: {' or '.join(SELECTIONS)}.")] = "last",
+    selection: Annotated[
+        str, typer.Option("--select", help=f"Checkpoint: {' or '.join(SELECTIONS)}. [default: last, or the sweep's]")
+    ] = "",
+    sets: Set = None,
+    seeds: Seeds = "",
     runs: Runs = None,
     data: Data = None,
     device: Device = "cpu",
@@ -44,8 +47,20 @@ def diagnose(
 
     Measures scores without a modality, agreement under masks, both modalities' heads, gradients, queries and the
     journal, and writes diagnosis.json into the run's folder. Exit code 1: something is wrong.
+
+    Of a sweep (with --set and --seeds as it was run), its trained runs are diagnosed that are not yet, and set side by
+    side, a row per variant. Exit code 1: a run could not be diagnosed.
     """
-    chosen("selection", selection, dict.fromkeys(SELECTIONS))
+    chosen("selection", selection or "last", dict.fromkeys(SELECTIONS))
+    if run.partition("@")[0] in options.modules("sweeps") and not matching_runs(options.runs_folder(runs), run):
+        name, found = options.find_sweep(run, seeds)
+        machine = run_machine(options.runs_folder(runs), options.data_folder(data), device, threads)
+        wanted = {"split": split, "images": images, "draws": draws, "selection": selection or found.selection}
+        failed = diagnose_sweep(name, found, found.cells(options.changes(sets)), machine, json, **wanted)
+        raise typer.Exit(1 if failed else 0)
+    if sets or seeds:
+        raise ValueError(f"--set and --seeds say which runs of a sweep are meant, and {run!r} is no sweep")
+    selection = selection or "last"
     folder = _trained(options.runs_folder(runs), run)
     checkpoint_file(folder, selection)
     machine = run_machine(folder.parent, options.data_folder(data), device, threads)
@@ -59,7 +74,7 @@ def diagnose(
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"this machine has no {device}; --device cpu works everywhere")
     torch.set_num_threads(machine.threads)
-    found = measure(folder, machine, selection, split, images, draws, _Progress(quiet=json))
+    found = measure(folder, machine, selection, split, images, draws, Progress(quiet=json))
     if json:
         options.echo_json(found.written())
     else:
@@ -77,8 +92,6 @@ def diagnose(
 def _trained(runs: Path, name: str) -> Path:
     """The folder of a trained run; ValueError says which one was perhaps meant, or what to do first."""
     if not matching_runs(runs, name):
-        if name in options.modules("sweeps"):
-            raise ValueError(f"{name} is a sweep, not a run; `crm status {name} --json` lists the ids of its runs")
         if name in options.modules("experiments"):
             raise ValueError(f"{name} is an experiment, not a run; `crm train {name}` trains it and names its run")
         heads = {path.parent.name[: len(name)]: path.parent.name for path in runs.glob("*/config.json")}
@@ -91,25 +104,6 @@ def _trained(runs: Path, name: str) -> Path:
             "finishes it"
         )
     return folder
-
-
-class _Progress:
-    """Parts done and time to go: rewritten in place on a terminal, a line every ten seconds elsewhere."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.quiet, self.live = quiet, sys.stderr.isatty()
-        self.began = self.told = time.monotonic()
-
-    def __call__(self, done: int, parts: int) -> None:
-        now = time.monotonic()
-        if self.quiet or (not self.live and now - self.told < 10):
-            return
-        self.told = now
-        left = options.duration((now - self.began) / done * (parts - done))
-        text = f"diagnosing: {done} of {parts} parts, {left} to go"
-        if self.live:
-            text = "\r\033[K" + (text if done < parts else "")
-        print(text, end="" if self.live else "\n", file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------------------------------------- the screen

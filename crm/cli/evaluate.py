@@ -1,5 +1,6 @@
 """Evaluating a trained run, or weights from elsewhere, also on another data set than its own."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,8 +9,9 @@ import typer
 from crm.cli import options
 from crm.cli.options import Data, Device, Json, Runs
 from crm.cli.runs import Threads, carry_out, checkpoint_file, find_run, matching_runs, run_machine
-from crm.cli.scores import print_scores
+from crm.cli.scores import number, print_scores
 from crm.conditions import suite
+from crm.machine import Machine, cores
 from crm.sweep import SELECTIONS
 
 if TYPE_CHECKING:
@@ -19,12 +21,15 @@ Target = Annotated[str, typer.Argument(help="A run id, enough of its first digit
 Select = Annotated[str, typer.Option("--select", help=f"Checkpoint: {', '.join(SELECTIONS)}.")]
 
 
+SHOWN = ("clean", "worst", "EMM average", "EMM E(0.1)", "reliance gap", "mPC rgb", "mPC thermal")  # of a sweep's runs
+
+
 def add_to(app: typer.Typer) -> None:
     app.command()(evaluate)
 
 
 def evaluate(
-    target: Target,
+    target: Annotated[str, typer.Argument(help="A run id or its first digits, a file of weights, or a sweep.")],
     on: Annotated[str | None, typer.Option(help="Another data set; of its classes those count that both have.")] = None,
     suite_name: Annotated[str, typer.Option("--suite", help="A suite, as in `crm list suites`.")] = "robustness",
     selection: Select = "last",
@@ -37,11 +42,15 @@ def evaluate(
     data: Data = None,
     device: Device = "cpu",
     threads: Threads = 0,
+    workers: Annotated[
+        int, typer.Option("--workers", "-j", min=0, help="Runs of a sweep at once. [default: one per core]")
+    ] = 0,
     json: Json = False,
 ) -> None:
-    """Evaluates a trained run, or weights from elsewhere, under a suite of conditions.
+    """Evaluates a trained run, or weights from elsewhere, or all runs of a sweep, under a suite of conditions.
 
-    What is on disk already is not computed again. A file of weights is imported first, as `crm weights import` does.
+    What is on disk already is not computed again. A file of weights is imported first, as `crm weights import` does. Of
+    a sweep the runs that are trained are evaluated, several at once.
     """
     from crm.confusion import load_evaluation
     from crm.data.dataset import open_run_split
@@ -51,6 +60,13 @@ def evaluate(
     chosen("selection", selection, dict.fromkeys(SELECTIONS))
     conditions = suite(suite_name)
     chosen("subset", subset or "day", dict.fromkeys(("day", "night")))
+    if target.partition("@")[0] in options.modules("sweeps"):
+        for name, given in (("--on", on), ("--per-class", per_class), ("--without", without)):
+            if given:
+                raise ValueError(f"{name} is about one run, and {target} is a sweep")
+        machine = run_machine(options.runs_folder(runs), options.data_folder(data), device, threads)
+        evaluate_sweep(target, suite_name, selection, subset, machine, workers, bool(threads), json)
+        return
     folder, selection = find_target(options.runs_folder(runs), target, on, selection, options.data_folder(data))
     for name in without or []:
         chosen("class", name, dict.fromkeys(scored_classes(folder)))
@@ -64,6 +80,58 @@ def evaluate(
     found = {each.name: load_evaluation(evaluation(folder, selection, each)) for each in conditions}
     print_scores(folder, found, without or [], subset, per_class, json)
     if nothing_to_do:
+        raise typer.Exit(3)
+
+
+def evaluate_sweep(
+    target: str,
+    suite_name: str,
+    selection: str,
+    subset: str | None,
+    machine: Machine,
+    workers: int,
+    own_threads: bool,
+    json: bool,
+) -> None:
+    """Evaluates every trained run of a sweep under a suite, and prints a line for each; exits with 3 if all were."""
+    from crm.cli.sweeps import run_cells
+    from crm.confusion import load_evaluation
+    from crm.records import evaluation, lacking
+    from crm.robustness import scores_of, summary
+
+    name, found = options.find_sweep(target)
+    found = replace(found, suite=suite_name, selection=selection)
+    cells = found.cells()
+    trained = [cell for cell in cells if (machine.runs / cell.id / "result.json").exists()]
+    if not trained:
+        raise ValueError(f"no run of {name} is trained yet; crm sweep {name} trains them")
+    if len(trained) < len(cells):
+        typer.echo(f"{len(cells) - len(trained)} of {len(cells)} runs are not trained and left out", err=True)
+    for cell in trained:
+        checkpoint_file(machine.runs / cell.id, selection)
+    todo = [cell for cell in trained if lacking(machine.runs / cell.id, selection, found.conditions)]
+    if todo:
+        workers = min(workers or cores(), len(todo))
+        machine = machine if own_threads else replace(machine, threads=options.share_of_threads(workers))
+        say = (lambda text: None) if json else typer.echo
+        try:
+            failed = run_cells(name, found, todo, machine, workers, "local", False, say, json)
+        except KeyboardInterrupt:
+            options.interrupted()
+        if failed:
+            raise typer.Exit(1)
+    rows, metrics = [], []
+    for cell in trained:
+        paths = {one: evaluation(machine.runs / cell.id, selection, one) for one in found.conditions}
+        scores = scores_of({one: load_evaluation(path) for one, path in paths.items()}, subset)
+        metrics.append({"variant": cell.variant, "seed": cell.seed, "run": cell.id, **summary(scores)})
+        metrics[-1]["miou"] = {one.name: score for one, score in scores.items()}
+        rows.append([cell.label, *(number(metrics[-1].get(key)) for key in SHOWN)])
+    if json:
+        options.echo_json({"sweep": name, "suite": suite_name, "subset": subset, "cells": metrics})
+    else:
+        typer.echo(options.table(rows, ["run", *SHOWN]) + f"\nmIoU, per cent, {subset or 'all'} test images")
+    if not todo:
         raise typer.Exit(3)
 
 

@@ -12,10 +12,13 @@ import typer
 from crm.config import Config, override, parse_set
 from crm.machine import FOLDERS, Machine, cores, home
 from crm.names import chosen, unknown
-from crm.recipes import RECIPES
-from crm.sweep import Sweep
+from crm.recipes import INIT_22K, RECIPES
+from crm.sweep import Sweep, moved, tiny
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change a setting (repeatable).")]
+FromScratch = Annotated[
+    bool, typer.Option("--from-scratch", help="Start from no weights: the same as --set model.init=none.")
+]
 Runs = Annotated[Path | None, typer.Option("--runs", help="Folder of the run folders. [default: runs]")]
 Data = Annotated[
     Path | None, typer.Option("--data", envvar="CRM_DATA", help="A data set's folder, or one that holds several.")
@@ -24,6 +27,9 @@ Seeds = Annotated[str, typer.Option("--seeds", metavar="0,1,2", help="Other seed
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Recipe = Annotated[str, typer.Option("--recipe", help="clean, or released: with the quirks of the released code.")]
+Base = Annotated[str, typer.Option("--base", metavar="EXPERIMENT", help="Put the sweep on this experiment.")]
+OfBase = Annotated[str, typer.Option("--recipe", help="Of the base: clean, or released (the released code's quirks).")]
+Tiny = Annotated[bool, typer.Option("--tiny", help="The sweep's tiny form: small, synthetic, to try everything out.")]
 Loaders = Annotated[
     int, typer.Option("--loader-workers", min=0, help="Processes that prepare a run's batches; 0 is the run itself.")
 ]
@@ -55,6 +61,11 @@ def changes(sets: list[str] | None) -> dict[str, Any]:
     return dict(parse_set(text) for text in sets or [])
 
 
+def scratch(sets: list[str] | None, from_scratch: bool) -> list[str]:
+    """The --set options with what --from-scratch adds."""
+    return [*(sets or []), *(["model.init=none"] if from_scratch else [])]
+
+
 def modules(package: str) -> list[str]:
     """Names of the modules of `experiments` or `sweeps`, found without importing them."""
     return sorted(info.name for info in pkgutil.iter_modules(import_module(package).__path__))
@@ -66,17 +77,59 @@ def find_experiment(name: str, recipe: str = "clean") -> Config:
     return chosen("recipe", recipe, RECIPES)(import_module(f"experiments.{name}").config)
 
 
-def find_sweep(name: str, seeds: str = "") -> Sweep:
-    """The sweep of that name, with other seeds where some are given, as in `0,1,2`."""
-    if name not in modules("sweeps"):
-        raise unknown("sweep", name, modules("sweeps"))
-    found = import_module(f"sweeps.{name}").sweep
-    if not seeds:
+def find_sweep(name: str, seeds: str = "", base: str = "", recipe: str = "", small: bool = False) -> tuple[str, Sweep]:
+    """A sweep in one of its forms, and the name of that form, which is also a name to find it by.
+
+    `demo` is as declared, `demo@kp_swin_t` on that experiment, `demo@kp_swin_t-released` in that recipe too,
+    `demo@released` in that recipe, `demo@tiny` the tiny form.
+
+    Args:
+        seeds: others than its own, as in `0,1,2`.
+    """
+    plain, at, form = name.partition("@")
+    if at:
+        if base or recipe or small:
+            raise ValueError(f"{name} says already which form of {plain} is meant; leave out --base, --recipe, --tiny")
+        base, recipe, small = _form(form)
+    if plain not in modules("sweeps"):
+        raise unknown("sweep", plain, modules("sweeps"))
+    found = import_module(f"sweeps.{plain}").sweep
+    if small:
+        if base or recipe:
+            raise ValueError("--tiny has a base of its own: leave out --base and --recipe")
+        found = tiny(found, find_experiment("synthetic_tiny"))
+    elif base or recipe:
+        found = _moved(found, find_experiment(base) if base else found.base, recipe or "clean")
+    if seeds:
+        try:
+            found = replace(found, seeds=tuple(int(seed) for seed in seeds.split(",")))
+        except ValueError as error:
+            raise ValueError(f"--seeds takes different whole numbers, as in 0,1,2, not {seeds!r}") from error
+    form = "tiny" if small else "-".join(part for part in (base, recipe if recipe != "clean" else "") if part)
+    return f"{plain}@{form}" if form else plain, found
+
+
+def _form(form: str) -> tuple[str, str, bool]:
+    """Base, recipe and whether it is the tiny one, of what stands behind the @."""
+    if form == "tiny":
+        return "", "", True
+    if form in RECIPES:
+        return "", form, False
+    base, _, recipe = form.rpartition("-")
+    return (base, recipe, False) if recipe in RECIPES else (form, "", False)
+
+
+def _moved(found: Sweep, base: Config, recipe: str) -> Sweep:
+    """The sweep on a base in a recipe; what a row starts from is what the recipe starts from there."""
+    found = moved(found, chosen("recipe", recipe, RECIPES)(base))
+    if recipe != "released":
         return found
-    try:
-        return replace(found, seeds=tuple(int(seed) for seed in seeds.split(",")))
-    except ValueError as error:
-        raise ValueError(f"--seeds takes different whole numbers, as in 0,1,2, not {seeds!r}") from error
+    variants = {}
+    for label, changes in found.variants.items():
+        config = override(found.base, changes)
+        init = INIT_22K.get((config.data.dataset, config.model.init))
+        variants[label] = {**changes, "model.init": init} if init else changes
+    return replace(found, variants=variants)
 
 
 def question(package: str, name: str) -> str:

@@ -13,12 +13,13 @@ from uuid import uuid4
 import typer
 
 from crm.cli import options
-from crm.cli.options import Cache, Data, Device, Json, Loaders, On, Recipe, Runs, Set
+from crm.cli.options import Cache, Data, Device, FromScratch, Json, Loaders, On, Recipe, Runs, Set
 from crm.conditions import CLEAN_TEST, Condition
 from crm.config import Config
 from crm.machine import Machine, cores, home, initial_file
 
 if TYPE_CHECKING:
+    from crm.evaluate import Scored
     from crm.train import Progress
 
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads. [default: all cores]")]
@@ -32,6 +33,7 @@ def train(
     experiment: Annotated[str, typer.Argument(help="An experiment, as in `crm list experiments`.")],
     recipe: Recipe = "clean",
     sets: Set = None,
+    from_scratch: FromScratch = False,
     runs: Runs = None,
     data: Data = None,
     device: Device = "cpu",
@@ -50,7 +52,7 @@ def train(
     from crm.records import lacking, open_run, recorded_numerics
     from crm.train import refuse_impossible
 
-    config = options.with_changes(options.find_experiment(experiment, recipe), sets)
+    config = options.with_changes(options.find_experiment(experiment, recipe), options.scratch(sets, from_scratch))
     data_root = options.data_folder(data)
     frames = options.cache_folder(cache)
     where = replace(
@@ -66,7 +68,7 @@ def train(
         opened.verify()
         images[split] = len(opened)
     refuse_impossible(config, where, images)
-    initial_file(config.model.init, None)
+    initial_file(config.model.init, None, options.runs_folder(runs))
     folder = open_run(options.runs_folder(runs), config)
     if not (folder / "result.json").exists():
         recorded_numerics(folder, where)
@@ -195,7 +197,12 @@ class Line:
         self.quiet, self.told = quiet, 0.0
         self.live = sys.stderr.isatty()
 
-    def __call__(self, progress: "Progress") -> None:
+    def __call__(self, progress: "Progress | Scored") -> None:
+        from crm.evaluate import Scored
+
+        if isinstance(progress, Scored):
+            self._scored(progress)
+            return
         last = progress.step == progress.steps
         if self.quiet or (not last and time.monotonic() - self.told < (0.2 if self.live else self.EVERY)):
             return
@@ -206,5 +213,18 @@ class Line:
             f"step {progress.step}/{progress.steps}  loss {progress.total:.2f} ({terms}){score}"
             f"  {progress.seconds:.2f} s/step  eta {options.duration(progress.eta)}"
         )
+        self._print(text, last)
+
+    def _scored(self, scored: "Scored") -> None:
+        last = scored.done == scored.count
+        soon = time.monotonic() - self.told < (0.2 if self.live else self.EVERY)
+        if self.quiet or scored.seconds < 2 or (soon and not last):
+            return
+        self.told = time.monotonic()
+        share = f"{100 * scored.done / scored.count:.0f} %"
+        text = f"evaluated {scored.done} of {scored.count} images x conditions ({share}), "
+        self._print(text + f"{options.duration(scored.eta)} to go", last)
+
+    def _print(self, text: str, last: bool) -> None:
         end = "\n" if last or not self.live else ""
         print(f"\r\033[K{text}" if self.live else text, end=end, file=sys.stderr, flush=True)

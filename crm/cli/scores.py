@@ -22,6 +22,7 @@ COLUMNS = {
     "ECE": "ece",
 }
 PER_CLASS = {"IoU": "iou", "precision": "precision", "recall": "recall"}
+IN_SHORT = ("clean", "worst", "EMM average", "EMM E(0.1)", "reliance gap", "mPC ", "retention ", "RMM ")  # on a screen
 WIDTH = 118  # of a table, in characters
 
 
@@ -34,11 +35,14 @@ def print_scores(
     json: bool,
 ) -> None:
     """Every metric of a run's evaluations, by condition; ValueError for a class or subset that they do not have."""
+    from crm.conditions import condition
     from crm.records import read_json
+    from crm.robustness import summary
 
     parts = {name: each.part(subset) if subset else each for name, each in found.items()}
     scores = {name: each.scores(without) for name, each in parts.items()}
     meta = next(iter(found.values())).meta
+    whole = summary({condition(name): each["miou"] for name, each in scores.items()})
     if json:
         plain = {name: _plain(each) for name, each in scores.items()}
         options.echo_json(
@@ -54,16 +58,20 @@ def print_scores(
                 "miou": {name: each["miou"] for name, each in plain.items()},
                 "released_miou": {name: each["released_miou"] for name, each in plain.items()},
                 "metrics": plain,
+                "robustness": _plain(whole),
             }
         )
         return
     images = f"{next(iter(scores.values()))['images']} {subset or 'test'} images"
     typer.echo(f"run {folder.name}  {folder}\n{meta['dataset']}, {images}, per cent")
-    rows = [[name, *(_number(each[key]) for key in COLUMNS.values())] for name, each in scores.items()]
+    rows = [[name, *(number(each[key]) for key in COLUMNS.values())] for name, each in scores.items()]
     typer.echo(options.table(rows, ["condition", *COLUMNS]))
     if per_class:
         typer.echo("\n" + "\n\n".join(_class_tables(scores)))
     typer.echo("\n".join(_notes(meta, scores, without)))
+    lines = [[name, number(value)] for name, value in whole.items() if name.startswith(IN_SHORT)]
+    if len(lines) > 1:
+        typer.echo("\n" + options.table(lines, ["robustness (more: --json)", ""]))
 
 
 def _class_tables(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -72,7 +80,7 @@ def _class_tables(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
     classes = first["classes"]
     if len(scores) == 1:
         rows = [
-            [name, *(_number(values[key]) for key in PER_CLASS.values()), str(values["pixels"])]
+            [name, *(number(values[key]) for key in PER_CLASS.values()), str(values["pixels"])]
             for name, values in classes.items()
         ]
         return [options.table(rows, ["class", *PER_CLASS, "labelled pixels"])]
@@ -83,7 +91,7 @@ def _class_tables(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
         while names and sum(2 + max(5, len(name)) for name in [*shown, names[0]]) <= room:
             shown.append(names.pop(0))
         shown = shown or [names.pop(0)]
-        rows = [[name, *(_number(each["classes"][one]["iou"]) for one in shown)] for name, each in scores.items()]
+        rows = [[name, *(number(each["classes"][one]["iou"]) for one in shown)] for name, each in scores.items()]
         tables.append(options.table(rows, ["IoU", *shown]))
     return tables
 
@@ -106,7 +114,7 @@ def _notes(meta: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any]], wit
     return notes
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.1f}"
 
 

@@ -8,8 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
-from crm.cli import options
-from crm.cli.options import Cache, Data, Device, Json, Loaders, On, Runs, Seeds, Set, Yes
+from crm.cli import afterwards, options
+from crm.cli.options import (
+    Base,
+    Cache,
+    Data,
+    Device,
+    FromScratch,
+    Json,
+    Loaders,
+    OfBase,
+    On,
+    Runs,
+    Seeds,
+    Set,
+    Tiny,
+    Yes,
+)
 from crm.config import Config, difference, override, run_id
 from crm.machine import Machine, cores, home, initial_file
 from crm.sweep import Cell, Sweep
@@ -23,17 +38,30 @@ def add_to(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def plan(name: Name, sets: Set = None, seeds: Seeds = "", runs: Runs = None, json: Json = False) -> None:
+def plan(
+    name: Name,
+    sets: Set = None,
+    seeds: Seeds = "",
+    base: Base = "",
+    recipe: OfBase = "",
+    tiny: Tiny = False,
+    runs: Runs = None,
+    json: Json = False,
+) -> None:
     """What `crm sweep NAME` would do: cells, what is reused, estimated time."""
-    found = options.find_sweep(name, seeds)
+    name, found = options.find_sweep(name, seeds, base, recipe, tiny)
     lines = planned(found, found.cells(options.changes(sets)), options.runs_folder(runs))
-    options.echo_json([asdict(line) for line in lines]) if json else typer.echo(plan_text(name, found, lines, cores()))
+    options.echo_json(_plan_json(found, lines)) if json else typer.echo(plan_text(name, found, lines, cores()))
 
 
 def sweep(
     name: Name,
     sets: Set = None,
+    from_scratch: FromScratch = False,
     seeds: Seeds = "",
+    base: Base = "",
+    recipe: OfBase = "",
+    tiny: Tiny = False,
     runs: Runs = None,
     data: Data = None,
     cluster: Annotated[str, typer.Option(help="inline (one after another, here) or local (workers).")] = "local",
@@ -52,11 +80,12 @@ def sweep(
     """Runs every cell of a sweep that is missing, interrupted or failed, and evaluates it; shows the plan first."""
     from crm.names import chosen
 
-    found = options.find_sweep(name, seeds)
+    name, found = options.find_sweep(name, seeds, base, recipe, tiny)
+    sets = options.scratch(sets, from_scratch)
     chosen("cluster", cluster, dict.fromkeys(CLUSTERS))
     folder, data_root = options.runs_folder(runs), options.data_folder(data)
     cells = found.cells(options.changes(sets))
-    check_data(cells, data_root)
+    check_data(cells, found.also_on, data_root, folder)
     lines = planned(found, cells, folder)
     if cluster == "inline":
         workers = 1
@@ -64,9 +93,10 @@ def sweep(
     say = _say_nothing if json else typer.echo
     say(plan_text(name, found, lines, workers))
     if dry_run:
-        options.echo_json([asdict(line) for line in lines]) if json else None
+        options.echo_json(_plan_json(found, lines)) if json else None
         return
     left = [line for line in lines if line.todo]
+    besides = afterwards.missing(found, cells, folder)
     if left and not yes:
         _confirm(len(left))
     machine = Machine(
@@ -81,22 +111,35 @@ def sweep(
     machine = options.with_machine(machine, how)
     try:
         failed = run_cells(name, found, cells, machine, workers, cluster, track, say, json)
+        trained = [cell for cell in cells if cell.label not in failed]
+        failed |= (also := afterwards.carry_out(found, trained, machine, json))
     except KeyboardInterrupt:
         options.interrupted()
+    for label, reason in also.items():
+        typer.echo(f"{label} failed: {reason}", err=True)
     written = write_report(name, found, folder, data_root, sets, say) if report and not failed else None
     if json:
         after = planned(found, cells, folder)
         options.echo_json({"cells": [asdict(line) for line in after], "failed": failed, "report": written})
     if failed:
         raise typer.Exit(1)
-    if not left and not report:
+    if not left and not besides and not report:
         say("nothing to do: every cell is trained and evaluated")
         raise typer.Exit(3)
 
 
-def status(name: Name, sets: Set = None, seeds: Seeds = "", runs: Runs = None, json: Json = False) -> None:
+def status(
+    name: Name,
+    sets: Set = None,
+    seeds: Seeds = "",
+    base: Base = "",
+    recipe: OfBase = "",
+    tiny: Tiny = False,
+    runs: Runs = None,
+    json: Json = False,
+) -> None:
     """How a sweep stands: every cell's state, and why those that failed did."""
-    found = options.find_sweep(name, seeds)
+    name, found = options.find_sweep(name, seeds, base, recipe, tiny)
     lines = planned(found, found.cells(options.changes(sets)), options.runs_folder(runs))
     if json:
         options.echo_json([asdict(line) for line in lines])
@@ -105,10 +148,18 @@ def status(name: Name, sets: Set = None, seeds: Seeds = "", runs: Runs = None, j
 
 
 def report(
-    name: Name, sets: Set = None, seeds: Seeds = "", runs: Runs = None, data: Data = None, json: Json = False
+    name: Name,
+    sets: Set = None,
+    seeds: Seeds = "",
+    base: Base = "",
+    recipe: OfBase = "",
+    tiny: Tiny = False,
+    runs: Runs = None,
+    data: Data = None,
+    json: Json = False,
 ) -> None:
     """Writes the tables, curves, panels and page of a sweep from its finished runs."""
-    found = options.find_sweep(name, seeds)
+    name, found = options.find_sweep(name, seeds, base, recipe, tiny)
     say = _say_nothing if json else typer.echo
     path = write_report(name, found, options.runs_folder(runs), options.data_folder(data), sets, say)
     if json:
@@ -133,7 +184,7 @@ class PlanLine:
     eta: float | None
     log: str
     seconds: float | None  # estimated, from this project's own history; None is unknown
-    differs: dict[str, Any]  # from the sweep's base
+    differs: dict[str, Any]  # from the row that its gain is measured against; that row's own: from the sweep's base
 
     @property
     def todo(self) -> bool:
@@ -145,6 +196,7 @@ def planned(found: Sweep, cells: Sequence[Cell], runs: Path) -> list[PlanLine]:
     from crm.records import state
 
     lines = []
+    against = _against(found, cells)
     for cell in cells:
         now = state(runs, cell.config, found.selection, found.conditions)
         speed = step_seconds(cell.config, runs, found.seeds)
@@ -153,10 +205,21 @@ def planned(found: Sweep, cells: Sequence[Cell], runs: Path) -> list[PlanLine]:
                 variant=cell.variant, seed=cell.seed, id=cell.id, state=now.name, reason=now.reason, step=now.step,
                 steps=now.steps, miou=now.miou, eta=now.eta, log=str(runs / cell.id / "log.txt"),
                 seconds=None if speed is None else speed * (now.steps - now.step),
-                differs={path: value for path, value in difference(cell.config, found.base).items() if path != "seed"},
+                differs=_without_seed(difference(cell.config, against[cell.variant])),
             )
         )  # fmt: skip
     return lines
+
+
+def _against(found: Sweep, cells: Sequence[Cell]) -> dict[str, Config]:
+    """Of each row, the config that it is set against: that of its baseline, and the base for a baseline."""
+    configs = {cell.variant: cell.config for cell in cells}
+    baseline = {row: part.reference for part in found.parts().values() for row in part.variants}
+    return {row: found.base if row == first else configs[first] for row, first in baseline.items()}
+
+
+def _without_seed(changes: dict[str, Any]) -> dict[str, Any]:
+    return {path: value for path, value in changes.items() if path != "seed"}
 
 
 def step_seconds(config: Config, runs: Path, seeds: Sequence[int]) -> float | None:
@@ -171,9 +234,12 @@ def step_seconds(config: Config, runs: Path, seeds: Sequence[int]) -> float | No
 def plan_text(name: str, found: Sweep, lines: Sequence[PlanLine], workers: int) -> str:
     """The plan as a person reads it."""
     rows = []
+    baselines = {part.reference for part in found.parts().values()}
     for variant in dict.fromkeys(line.variant for line in lines):
         own = [line for line in lines if line.variant == variant]
-        differs = ", ".join(f"{path}={value}" for path, value in own[0].differs.items()) or "(the base)"
+        differs = ", ".join(f"{path}={value}" for path, value in own[0].differs.items())
+        if variant in baselines:
+            differs = f"(baseline: the base{' with ' if differs else ''}{differs})"
         have, todo = sum(line.state == "done" for line in own), [line for line in own if line.todo]
         costs = [line.seconds for line in todo]
         cost = None if None in costs else sum(cost for cost in costs if cost is not None)
@@ -184,13 +250,22 @@ def plan_text(name: str, found: Sweep, lines: Sequence[PlanLine], workers: int) 
     known = [line.seconds for line in todo if line.seconds is not None]
     total = options.duration(sum(known) / workers if len(known) == len(todo) else None)
     text = options.table([[row[0], row[2], row[3], row[4], row[1]] for row in rows],
-                         ["variant", "have", "work", "training", "differs from the base"])  # fmt: skip
+                         ["variant", "have", "work", "training", "differs from its baseline"])  # fmt: skip
     failed = [f"  failed before: {line.variant}/{line.seed}: {line.reason}" for line in lines if line.state == "failed"]
     summary = (
         f"{len(todo)} of {len(lines)} runs to do, {workers} at a time; estimated time {total} "
         f"(training, from finished runs); {len(found.conditions)} conditions each"
     )
-    return "\n".join([f"{name}: {found.title}", "", text, "", *failed, summary])
+    reasons = dict.fromkeys(found.left_out.values())
+    gone = [f"left out: {', '.join(r for r, w in found.left_out.items() if w == why)}: {why}" for why in reasons]
+    besides = [words] if (words := afterwards.words(found)) else []
+    return "\n".join([f"{name}: {found.title}", "", text, "", *gone, *failed, summary, *besides])
+
+
+def _plan_json(found: Sweep, lines: Sequence[PlanLine]) -> list[dict[str, Any]]:
+    """The cells, and at the end the rows that this form of the sweep lacks."""
+    gone = [{"variant": row, "state": "left out", "reason": why} for row, why in found.left_out.items()]
+    return [*(asdict(line) for line in lines), *gone]
 
 
 def status_text(found: Sweep, lines: Sequence[PlanLine]) -> str:
@@ -220,15 +295,17 @@ def _cell_text(line: PlanLine) -> str:
 # ---------------------------------------------------------------------------------------------- running
 
 
-def check_data(cells: Sequence[Cell], data_root: Path | None) -> None:
+def check_data(cells: Sequence[Cell], also_on: Sequence[str], data_root: Path | None, runs: Path) -> None:
     """Refuses before anything starts if the data set of a cell is not there, or the weights it starts from."""
-    from crm.data.dataset import open_run_split, run_splits
+    from crm.data.dataset import open_run_split, open_split, run_splits
 
     for init in sorted({cell.config.model.init for cell in cells}):
-        initial_file(init, None)
+        initial_file(init, None, runs)
     for data in {cell.config.data for cell in cells}:
         for split in run_splits(data):
             open_run_split(data, split, data_root)
+    for dataset in also_on:
+        open_split(dataset, "test", data_root=data_root)
 
 
 def run_cells(
@@ -265,11 +342,13 @@ def run_cells(
 
 
 def write_report(name: str, found: Sweep, runs: Path, data: Path | None, sets: list[str] | None, say: Any) -> str:
-    """The report's page; prints the main table."""
+    """The report's page; prints the tables, but for the one of all conditions."""
     from analysis.report import report as make
 
     page = make(name, found, runs, home() / "reports", data_root=data, changes=options.changes(sets))
-    say("\n" + (page.parent / "table.md").read_text().rstrip())
+    others = sorted(path for path in page.parent.glob("*.md") if path.stem not in ("table", "robustness"))
+    for path in (page.parent / "table.md", *others):
+        say("\n" + path.read_text().rstrip())
     say(f"\nreport: {page}")
     return str(page)
 

@@ -28,7 +28,7 @@ def import_(
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="What a whole network predicts. [default: by classes]")] = None,
     name: Annotated[
-        str | None, typer.Option(help="What model.init will call a backbone. [default: the file's name]")
+        str | None, typer.Option(help="What model.init will call it. [default: a backbone's file, a network's run]")
     ] = None,
     sets: Set = None,
     runs: Runs = None,
@@ -36,20 +36,21 @@ def import_(
 ) -> None:
     """Takes weights in; nothing of the file is run. A whole network becomes a run that `crm evaluate` takes.
 
-    The Swin of an ImageNet file goes into the weights folder, for both branches.
+    Training starts from it by the run's name, or by --name. The Swin of an ImageNet file goes into the weights folder,
+    for both branches.
     """
     from dataclasses import asdict
 
     from crm.machine import home
     from crm.weights.files import KINDS, read_source
-    from crm.weights.imports import import_backbone, import_network
+    from crm.weights.imports import import_backbone, import_network, keep_network
 
     base = options.find_experiment(experiment) if experiment else None
     source = read_source(file)
-    if KINDS[source.kind].whole and name:
-        raise ValueError(f"{file} is a whole network, which becomes a run: --name means nothing for it")
     if KINDS[source.kind].whole:
         made = import_network(source, options.runs_folder(runs), base, dataset, options.changes(sets))
+        if name:
+            keep_network(made.path, home() / "weights", name)
     elif dataset or sets:
         raise ValueError(f"{file} is a backbone alone, so --dataset and --set mean nothing for it")
     else:
@@ -58,8 +59,8 @@ def import_(
         options.echo_json({"path": made.path, "run": made.path.name if made.whole else None, **asdict(made.report)})
         return
     typer.echo(report_text(made.report))
-    next_step = f"crm evaluate {made.path.name}" if made.whole else f"--set model.init={made.path.stem}"
-    typer.echo(f"{made.path}\nnext: {next_step}")
+    start = f"--set model.init={name or made.path.stem}"
+    typer.echo(f"{made.path}\nnext: {f'crm evaluate {made.path.name}, or train with ' if made.whole else ''}{start}")
 
 
 def export(
@@ -74,13 +75,14 @@ def export(
     from crm.cli.runs import checkpoint_file, find_run
     from crm.model.segmenter import build_segmenter
     from crm.records import file_hash, read_config, write_bytes
-    from crm.weights.released import released_file
+    from crm.weights.released import refuse_unreleased, released_file
     from crm.weights.sizes import infer
 
     if file.exists():
         raise ValueError(f"{file} is there already")
     folder = find_run(options.runs_folder(runs), run)
     config = read_config(folder)
+    refuse_unreleased(config.model)
     checkpoint = load_checkpoint(checkpoint_file(folder, selection))
     _, num_classes = infer(checkpoint.weights)
     model = build_segmenter(config.model, num_classes)

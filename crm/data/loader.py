@@ -7,7 +7,9 @@ resumed at any step gets the ones it would have had.
 import os
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Generator
@@ -15,7 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from crm.config import Config
 from crm.data.dataset import Split
-from crm.data.transforms import Batch, augment, collate
+from crm.data.specs import DatasetSpec
+from crm.data.transforms import Batch, Pair, augment, collate
+from crm.data.views import GROUPS, VIEWS, Source
+from crm.names import chosen as chosen_from
 from crm.randomness import derive
 
 AHEAD = 2  # batches each worker prepares before they are asked for
@@ -89,13 +94,46 @@ def make_batch(config: Config, split: Split, step: int, places: range | None = N
     Args:
         places: those that are wanted, where several processes share a batch; None is all.
     """
-    pairs = []
     chosen = indices(config.seed, len(split), config.batch, step, config.data.drop_last)
-    for place in places or range(config.batch):
-        index = chosen[place]
-        generator = Generator().manual_seed(derive(config.seed, step, "augment", place))
-        pairs.append(augment(split[index], config.data, generator))
-    return collate(pairs, split.spec)
+    wanted = places or range(config.batch)
+
+    @cache
+    def augmented(place: int, purpose: str) -> Pair:
+        generator = Generator().manual_seed(derive(config.seed, step, purpose, place))
+        return augment(split[chosen[place]], config.data, generator)
+
+    batch = collate([augmented(place, "augment") for place in wanted], split.spec)
+    if config.masking.view == "clean":
+        return batch
+    return replace(batch, view=view(config, step, wanted, config.batch, augmented, split.spec))
+
+
+def view(
+    config: Config,
+    step: int,
+    places: Iterable[int],
+    images: int,
+    augmented: Callable[[int, str], Pair],
+    spec: DatasetSpec,
+) -> Batch:
+    """What the masked passes look at in these places of a batch of so many images, by `masking.view`.
+
+    Args:
+        augmented: the frame of a place, augmented by the draws of a purpose ("augment" for the clean input).
+    """
+    make = chosen_from("view", config.masking.view, VIEWS)
+    sources = (
+        Source(
+            augmented=augmented,
+            place=place,
+            batch=images,
+            mean=spec.mean,
+            families=chosen_from("group of corruptions", config.masking.corruptions, GROUPS),
+            generator=Generator().manual_seed(derive(config.seed, step, "view", place)),
+        )
+        for place in places
+    )
+    return collate([make(source) for source in sources], spec)
 
 
 def indices(seed: int, images: int, batch: int, step: int, drop_last: bool) -> list[int]:

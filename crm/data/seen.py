@@ -7,59 +7,72 @@ b = batch, h w = height, width in pixels
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from crm.conditions import Condition, Degradation
+from crm.conditions import Condition
 from crm.config import Config
-from crm.corruptions import corrupt
+from crm.corruptions import corrupt, hidden_tokens, moved_label
 from crm.data.frames import Frame
+from crm.data.loader import view
 from crm.data.show import View
 from crm.data.specs import DatasetSpec
-from crm.data.transforms import Batch, augment, collate, to_tensors
-from crm.masking import TOKEN, training_masks
+from crm.data.transforms import Batch, Pair, augment, collate, to_tensors
+from crm.masking import TOKEN, configured_masks
 from crm.randomness import derive
 
 
 def under(frames: Sequence[Frame], spec: DatasetSpec, condition: Condition) -> list[View]:
     """What an evaluation under `condition` gives the network; hidden is what a mask token or a detour stands in for."""
-    mean = np.array(spec.mean, dtype=np.float32)
     pairs = []
     for frame in frames:
-        rgb = corrupt(frame.rgb, condition.rgb, mean[:3], frame.name, "rgb")
-        thermal = corrupt(frame.thermal[..., None], condition.thermal, mean[3:], frame.name, "thermal")
+        rgb = corrupt(frame, "rgb", condition.rgb, spec, condition.seed)
+        thermal = corrupt(frame, "thermal", condition.thermal, spec, condition.seed)
         image = torch.from_numpy(np.concatenate([rgb, thermal], axis=2)).permute(2, 0, 1)
-        pairs.append((image, torch.from_numpy(frame.label.copy())))
+        sides = {"rgb": condition.rgb, "thermal": condition.thermal}
+        label = moved_label(frame.label, sides, frame, condition.seed, spec.ignore_index)
+        pairs.append((image, torch.from_numpy(label.copy())))
     batch = collate(pairs, spec)
-    hidden = torch.zeros(len(frames), 2, *batch.label.shape[1:], dtype=torch.bool)
-    hidden[:, 0], hidden[:, 1] = _absent(condition.rgb), _absent(condition.thermal)
+    padded = (batch.label.shape[1], batch.label.shape[2])
+    hidden = torch.zeros(len(frames), 2, *padded, dtype=torch.bool)
+    for side, (modality, how) in enumerate((("rgb", condition.rgb), ("thermal", condition.thermal))):
+        if how.kind == "missing_route":
+            hidden[:, side] = True
+        elif (tokens := hidden_tokens(frames, modality, how, condition.seed, padded)) is not None:
+            hidden[:, side] = torch.from_numpy(tokens.repeat(TOKEN, axis=1).repeat(TOKEN, axis=2))
     return _views(frames, spec, batch, hidden)
-
-
-def _absent(how: Degradation) -> bool:
-    """Whether no pixel of the modality reaches the network, which the pixels themselves do not show."""
-    return how.kind in ("missing_token", "missing_route")
 
 
 def in_training(
     frames: Sequence[Frame], spec: DatasetSpec, config: Config, *, augmented: bool, masked: bool
 ) -> list[View]:
     """What the first step of a run gives the network, if these frames are its batch."""
-    pairs = []
-    for place, frame in enumerate(frames):
-        generator = torch.Generator().manual_seed(derive(config.seed, 0, "augment", place))
-        pairs.append(augment(frame, config.data, generator) if augmented else to_tensors(frame))
-    batch = collate(pairs, spec)
+
+    @cache
+    def pair(place: int, purpose: str) -> Pair:
+        generator = torch.Generator().manual_seed(derive(config.seed, 0, purpose, place))
+        return augment(frames[place], config.data, generator) if augmented else to_tensors(frames[place])
+
+    places = range(len(frames))
+    if masked and config.masking.view != "clean":
+        batch = view(config, 0, places, len(frames), pair, spec)
+    else:
+        batch = collate([pair(place, "augment") for place in places], spec)
     return _views(frames, spec, batch, _masks(config, batch) if masked else None)
 
 
-def _masks(config: Config, batch: Batch) -> Tensor:
+def _masks(config: Config, batch: Batch) -> Tensor | None:
     """Pixels hidden at the first step, bool (b, 2, h, w); as in training, the masks end where the padding begins."""
-    height, width = batch.label.shape[1:]
-    hidden = training_masks(replace(config, batch=len(batch.label)), (height, width), 0, valid=batch.valid[0])
-    assert hidden is not None
+    if config.masking.kind == "none":
+        return None
+    size, generator = (
+        (batch.label.shape[1], batch.label.shape[2]),
+        torch.Generator().manual_seed(derive(config.seed, 0, "mask")),
+    )
+    hidden = configured_masks(config.masking, len(batch.label), size, batch.valid[0], generator)
     return hidden.repeat_interleave(TOKEN, dim=2).repeat_interleave(TOKEN, dim=3)
 
 

@@ -61,21 +61,21 @@ def contact_sheet(
     step = size[1] + CAPTION
     sheet = Image.new("RGB", (2 * MARGIN + legend.width, HEAD + lines * step + legend.height + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, 18), spec.title, INK, _font(26))
-    after = MARGIN + 12 + draw.textlength(spec.title, _font(26))
-    draw.text((after, 27), subtitle or f"{split.name} split", FAINT, _font(17))
+    draw.text((MARGIN, 18), spec.title, INK, font(26))
+    after = MARGIN + 12 + draw.textlength(spec.title, font(26))
+    draw.text((after, 27), subtitle or f"{split.name} split", FAINT, font(17))
     for number, (time, found) in enumerate(columns):
         left = MARGIN + number * (block + MARGIN)
         for column, kind in enumerate(("RGB", "thermal", "label")):
             text = f"{time}: {kind}" if column == 0 and spec.night_pattern else kind
-            draw.text((left + column * (WIDTH + GAP), HEAD - 28), text, INK, _font(16))
+            draw.text((left + column * (WIDTH + GAP), HEAD - 28), text, INK, font(16))
         for row, one in enumerate(found):
             top = HEAD + row * step
             for column, picture in enumerate(_pictures(one, spec, size)):
                 x = left + column * (WIDTH + GAP)
                 sheet.paste(picture, (x, top))
                 draw.rectangle((x - 1, top - 1, x + size[0], top + size[1]), outline=EDGE)
-            draw.text((left, top + size[1] + 3), one.frame.name, FAINT, _font(12))
+            draw.text((left, top + size[1] + 3), one.frame.name, FAINT, font(12))
     sheet.paste(legend, (MARGIN, HEAD + lines * step + 8))
     return sheet
 
@@ -105,11 +105,11 @@ def _pictures(view: View, spec: DatasetSpec, size: tuple[int, int]) -> list[Imag
     pictures = [picture.resize(size, how) for picture in pictures]
     if view.hidden is not None:
         for picture, hidden in zip(pictures, view.hidden, strict=True):
-            picture.paste(_hatched(size), mask=Image.fromarray(hidden).resize(size, nearest))
+            picture.paste(hatched(size), mask=Image.fromarray(hidden).resize(size, nearest))
     return [*pictures, Image.fromarray(colourise(frame.label, spec)).resize(size, nearest)]
 
 
-def _hatched(size: tuple[int, int]) -> Image.Image:
+def hatched(size: tuple[int, int]) -> Image.Image:
     """What stands where something is hidden: light, with diagonal lines."""
     x, y = np.arange(size[0])[None], np.arange(size[1])[:, None]
     line = (x + y) % HATCH == 0
@@ -127,21 +127,21 @@ def _legend(spec: DatasetSpec, views: Sequence[View], width: int) -> Image.Image
         text = "ignored or padding" if any(view.padded for view in views) else "ignored"
         entries.append((text, Image.new("RGB", (17, 17), ignored_colour(spec))))
     if any(view.hidden is not None and view.hidden.any() for view in views):
-        entries.append(("hidden from the network", _hatched((17, 17))))
-    font, line = _font(15), 30
+        entries.append(("hidden from the network", hatched((17, 17))))
+    letters, line = font(15), 30
     image = Image.new("RGB", (width, line * len(entries)), PAPER)
     draw = ImageDraw.Draw(image)
     x = y = 0
     for text, swatch in entries:
-        step = 26 + int(draw.textlength(text, font)) + 26
+        step = 26 + int(draw.textlength(text, letters)) + 26
         if x and x + step > width:
             x, y = 0, y + line
         image.paste(swatch, (x, y + 5))
         draw.rectangle((x, y + 5, x + 16, y + 21), outline=FAINT)
-        draw.text((x + 26, y + 4), text, INK, font)
+        draw.text((x + 26, y + 4), text, INK, letters)
         x += step
     return image.crop((0, 0, width, y + line))
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)

@@ -201,3 +201,4 @@ class Batch:
     image: Float[Tensor, "b 4 H W"]  # normalised; 0 in the padding
     label: UInt8[Tensor, "b H W"]  # ignore_index in the padding, and where a frame's own label says so
     valid: list[tuple[int, int]]  # height, width of each image without its padding
+    view: "Batch | None" = None  # what the masked passes look at, where that is something else; as many images

@@ -76,6 +76,23 @@ def import_network(
     return Imported(path=folder, report=report, whole=True)
 
 
+def keep_network(run: Path, folder: Path, name: str) -> Path:
+    """Puts an imported network into the weights folder too, where `model.init` finds it by name; the file.
+
+    ValueError for a name that no setting could hold, and where another file of that name is there already.
+    """
+    return _keep(folder, name, (run / "checkpoints/last.safetensors").read_bytes())
+
+
+def _keep(folder: Path, name: str, content: bytes) -> Path:
+    override(Config(), {"model.init": name})  # refuses a name that no setting could hold
+    path = folder / f"{name}.safetensors"
+    if path.exists() and path.read_bytes() != content:
+        raise ValueError(f"{path} is there already with other weights; give another --name")
+    write_bytes(path, content)
+    return path
+
+
 def import_run(folder: Path, selection: str, dataset: str, runs: Path) -> Path:
     """A trained run's checkpoint as an import on another data set, at that one's own size; its run folder.
 
@@ -197,7 +214,9 @@ def _write_run(
         write_json(scratch / "config.json", {"schema": SCHEMA, "id": folder.name, "config": flatten(config)})
         code = {name: value for name, value in code_source().items() if name != "diff"}
         write_json(scratch / "provenance.json", {"schema": SCHEMA, **code, "imported": origin})
-        meta = {"step": step, "id": folder.name}
+        trained = trained or config.data.dataset
+        meta = {"step": step, "id": folder.name, "classes": list(DATASETS[trained].classes)}
+        meta["initial"] = list(origin.get("initial", ()))  # training that starts from it has its own there
         digest = save_weights(scratch / "checkpoints/last.safetensors", model.state_dict(), meta)
         write_json(
             scratch / "result.json",
@@ -205,7 +224,7 @@ def _write_run(
                 "schema": SCHEMA,
                 "id": folder.name,
                 "imported": origin["source"],
-                "trained_on": trained or config.data.dataset,
+                "trained_on": trained,
                 "steps": step,
                 "checkpoints": {"last": {"file": "checkpoints/last.safetensors", "sha256": digest}},
                 "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -232,15 +251,10 @@ def import_backbone(source: Source, folder: Path, wanted: Model | None = None, n
     if wanted is not None:
         refuse_other_swin(found, wanted, str(source.path))
     _, report = fill(source, found, 1)
-    stem = name or source.path.stem
-    override(Config(), {"model.init": stem})  # refuses a name that no setting could hold
-    path = folder / f"{stem}.safetensors"
     meta = {"schema": SCHEMA, "kind": source.kind, "source": source.path.name, "sha256": source.sha256}
     # clones: the branches share their tensors, which safetensors refuses to write
     content = save({name: tensor.clone() for name, tensor in source.weights.items()}, {"crm": json.dumps(meta)})
-    if path.exists() and path.read_bytes() != content:
-        raise ValueError(f"{path} is there already with other weights; give another --name")
-    write_bytes(path, content)
+    path = _keep(folder, name or source.path.stem, content)
     return Imported(path=path, report=report, whole=False)
 
 

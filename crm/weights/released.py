@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crm.config import Model
 from crm.model.segmenter import Segmenter
 
 UNUSED = r"relative_position_index$|^(network\.)?criterion\.empty_weight$"
@@ -122,6 +123,13 @@ def load_released(model: Segmenter, state_dict: Mapping[str, Tensor]) -> None:
     if missing or unexpected or shapes:
         raise ValueError(f"released weights do not fit: missing {missing}; unexpected {unexpected}; shapes {shapes}")
     model.load_state_dict(own | renamed)
+
+
+def refuse_unreleased(model: Model) -> None:
+    """ValueError for a network that the released code has no form of."""
+    for name, has in (("inputs", ("both",)), ("fusion", ("max", "add"))):
+        if (value := getattr(model, name)) not in has:
+            raise ValueError(f"the released code has no network of model.{name} {value!r}, only of {', '.join(has)}")
 
 
 def released_file(model: Segmenter, no_object: float, step: int) -> bytes:

@@ -19,7 +19,8 @@ NAMED = {
     "Swin-L": (192, (2, 2, 18, 2)),
 }
 SWIN = ("embed", "depths", "heads", "window")
-FREE = ("init", "drop_path", "fusion", "share_from", "sync_norm")  # what tensors cannot say for certain
+# what tensors cannot say for certain
+FREE = ("init", "thermal_stem", "inputs", "drop_path", "fusion", "fusion_norm", "sparsity", "share_from", "sync_norm")
 
 Weights = Mapping[str, Tensor]
 

@@ -1,0 +1,167 @@
+"""What a robustness suite costs: a grid of conditions computed with shared branches against one forward pass each.
+
+    python -m benchmarks.robustness [--size 240x320] [--grid 6] [--images 1] [--model tiny|demo] [--json]
+
+A network with random weights (Swin-T in both branches by default) evaluates synthetic scenes under RGB x thermal
+conditions: "shared" as `crm evaluate` does, all conditions at once; "naive" condition by condition, each a full forward
+pass with its own corruption of both images, as the released code would. If a branch pass costs b per image (both
+branches together) and everything after it h, R x T conditions cost R T (b + h) naively and R b_rgb + T b_thermal +
+R T h shared, so the ratio is at most their quotient, and at most (b + h) / h for ever larger grids. The times of the
+parts are measured in the same process, in turns with the rest. On a CPU all times are processor seconds of this
+process, which other work on the machine hardly changes; they do not credit that images are corrupted while the network
+works.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from itertools import product
+
+import numpy as np
+import torch
+
+from crm.conditions import CLEAN, Condition, Degradation
+from crm.config import Model
+from crm.data.dataset import Split, open_split
+from crm.data.specs import SYNTHETIC
+from crm.evaluate import answer, evaluate, image_scores, modality_input
+from crm.machine import cores
+from crm.model.segmenter import Segmenter, build_segmenter
+from crm.provenance import cpu
+from experiments.synthetic_small import config as demo
+
+MODELS = {"tiny": Model(init="none"), "demo": demo.model}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.robustness", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--model", choices=MODELS, default="tiny", help="tiny is Swin-T with the published head")
+    parser.add_argument("--size", default="240x320", help="height x width of the frames")
+    parser.add_argument("--grid", type=int, default=6, help="conditions of each modality, clean among them")
+    parser.add_argument("--images", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=2, help="times everything is measured; the median counts")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    height, width = map(int, given.size.split("x"))
+    torch.manual_seed(0)
+    model = build_segmenter(MODELS[given.model], SYNTHETIC.num_classes).to(given.device).eval()
+    split = open_split("synthetic", "test", size=(height, width), limit=given.images)
+    split[:]  # drawn before anything is measured
+    measured = measure(model, split, grid(given.grid), given.device, given.rounds)
+    about = {
+        "cpu": cpu(), "cores": cores(), "threads": given.threads, "device": given.device, "model": given.model,
+        "size": given.size, "grid": f"{given.grid} x {given.grid}", "images": given.images,
+        "load": round(os.getloadavg()[0], 1),
+    }  # fmt: skip
+    print(json.dumps({**about, **measured}, indent=1) if given.json else table(about, measured))
+
+
+def grid(side: int) -> list[Condition]:
+    """Clean and noise of growing strength, RGB x thermal."""
+    noise = [CLEAN, *(Degradation(kind="gaussian_noise", severity=10.0 * level) for level in range(1, side))]
+    return [Condition(rgb=rgb, thermal=thermal) for rgb, thermal in product(noise, noise)]
+
+
+def measure(model: Segmenter, split: Split, conditions: list[Condition], device: str, rounds: int) -> dict[str, float]:
+    """Seconds per image of both ways and of their parts, the ratio, what it can be at most, and how results differ."""
+    images = len(split)
+    rgb, thermal = ({getattr(condition, side) for condition in conditions} for side in ("rgb", "thermal"))
+    found: dict[str, list[float]] = {name: [] for name in ("shared", "naive", "rgb", "thermal", "head")}
+    shared = naive = {}
+    for turn in range(rounds + 1):
+        say(f"round {turn} of {rounds}" if turn else "warming up")
+        if not turn:
+            parts(model, split, device)
+            continue
+        now = parts(model, split, device)
+        now["shared"], shared = timed(lambda: dict(evaluate(model, split, conditions, images, device)), device)
+        now["naive"], naive = timed(
+            lambda: {
+                condition: result
+                for one in conditions
+                for condition, result in evaluate(model, split, [one], images, device)
+            },
+            device,
+        )
+        for name, value in parts(model, split, device).items():
+            now[name] = (now[name] + value) / 2  # before and after, since the load of the machine drifts
+        for name, value in now.items():
+            found[name].append(value / images)
+    seconds = {name: float(np.median(values)) for name, values in found.items()}
+    b, h, count = seconds["rgb"] + seconds["thermal"], seconds["head"], len(conditions)
+    bound = count * (b + h) / (len(rgb) * seconds["rgb"] + len(thermal) * seconds["thermal"] + count * h)
+    ratio = float(np.median([one / other for one, other in zip(found["naive"], found["shared"], strict=True)]))
+    changed = sum(np.abs(shared[one].confusion - naive[one].confusion).sum() // 2 for one in conditions)
+    return {
+        **{f"seconds_{name}": round(value, 4) for name, value in seconds.items()},
+        "conditions": count,
+        "ratio": round(ratio, 3),
+        "bound": round(bound, 3),
+        "share_of_bound": round(ratio / bound, 3),
+        "bound_of_any_grid": round((b + h) / h, 3),
+        "image_conditions_per_second": round(count / seconds["shared"], 2),
+        "image_conditions_per_second_naive": round(count / seconds["naive"], 2),
+        "pixels_changed": float(changed / sum(found.confusion.sum() for found in naive.values())),
+    }
+
+
+@torch.no_grad()
+def parts(model: Segmenter, split: Split, device: str) -> dict[str, float]:
+    """Seconds for all images of each branch, and of everything after them: fusion, head, scores, classes."""
+    frames = split[:]
+    noise = Degradation(kind="gaussian_noise", severity=10.0)
+    inputs = {side: modality_input(split.spec, frames, side, noise, 0)[0].to(device) for side in ("rgb", "thermal")}
+    seconds, maps = {}, {}
+    for side, image in inputs.items():
+        seconds[side], maps[side] = timed(lambda side=side, image=image: model.branch(side, image), device)
+    padded = (inputs["rgb"].shape[2], inputs["rgb"].shape[3])
+
+    def after() -> None:
+        prediction = model.head(model.fuse(maps["rgb"], maps["thermal"]), deep=False)
+        for i, frame in enumerate(frames):
+            answer(image_scores(prediction, i, padded, frame.size, frame.size))
+
+    seconds["head"], _ = timed(after, device)
+    return seconds
+
+
+def timed(work: Callable, device: str) -> tuple[float, object]:
+    """Seconds it took, and what it returned."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    began = clock()
+    made = work()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return clock() - began, made
+
+
+def table(about: dict[str, object], found: dict[str, float]) -> str:
+    s = {name: found[f"seconds_{name}"] for name in ("rgb", "thermal", "head", "shared", "naive")}
+    return "\n".join([
+        f"{about['cpu']}, {about['cores']} cores, load {about['load']}; {about['model']} on {about['device']}, "
+        f"{about['size']}, {about['images']} images, {about['threads']} threads",
+        f"seconds per image: RGB branch {s['rgb']:.3f}, thermal branch {s['thermal']:.3f}, "
+        f"fusion to classes {s['head']:.3f}",
+        f"{about['grid']} grid: {s['naive']:.2f} s per image one by one, {s['shared']:.2f} s shared",
+        f"ratio {found['ratio']:.2f}: {found['share_of_bound']:.0%} of the most that these times allow for this grid, "
+        f"{found['bound']:.2f}; for any grid {found['bound_of_any_grid']:.2f}",
+        f"images x conditions per second: {found['image_conditions_per_second_naive']:.1f} -> "
+        f"{found['image_conditions_per_second']:.1f}",
+        f"pixels that change class: {found['pixels_changed']:.1e}",
+    ])  # fmt: skip
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
