@@ -136,7 +136,8 @@ def _work(
         raise ValueError(f"this machine has no {machine.device}, on which the run is to be worked on")
     torch.set_num_threads(machine.threads)
     if not trained:
-        record_numerics(mine.folder, machine)
+        if _chief(machine.processes):
+            record_numerics(mine.folder, machine)
         if not train(config, machine, mine, stop, tell):
             return False
     if not _chief(machine.processes):
