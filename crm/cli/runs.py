@@ -122,7 +122,7 @@ def selections(config: Config) -> list[str]:
 
 def carry_out(folder: Path, machine: Machine, selection: str, conditions: Sequence[Condition], json: bool) -> None:
     """One attempt in this process, with progress on the terminal; exits unless all of it was done."""
-    from crm.distributed import world
+    from crm.distributed import leave, world
     from crm.records import read_json
     from crm.worker import DONE, STOPPED, TAKEN, StopFlag, attempt
 
@@ -132,6 +132,7 @@ def carry_out(folder: Path, machine: Machine, selection: str, conditions: Sequen
     errors = _log_to(folder / "log.txt")
     code = attempt(folder, machine, uuid4().hex[:16], selection, conditions, stop, Line(quiet=quiet))
     if code == STOPPED:
+        leave()  # all processes stopped at the same step
         options.interrupted()
     if code == TAKEN:
         raise ValueError(f"run {folder.name} is being worked on by another process; crm status shows it")
