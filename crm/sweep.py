@@ -6,13 +6,14 @@ of the table. A cell that two sweeps share is one run.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from itertools import product
 from typing import Any
 
 from crm.conditions import Condition, suite
 from crm.config import Config, difference, override, run_id
 from crm.data.specs import DATASETS
-from crm.names import chosen
+from crm.names import chosen, unknown
 
 Overrides = Mapping[str, Any]  # dotted paths to values
 Variants = Mapping[str, Overrides]  # row label to what it changes
@@ -123,6 +124,29 @@ class Sweep:
             for label, config in configs.items()
             for seed in self.seeds
         ]
+
+
+def only(cells: Sequence[Cell], patterns: Sequence[str] | None) -> list[Cell]:
+    """The cells that a pattern names, in their order: a row, `row/seed`, or either with * ? []; all without patterns.
+
+    ValueError for a pattern that names none, with the rows that there are.
+    """
+    if not patterns:
+        return list(cells)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        plain = {cell.label for cell in cells if pattern in (cell.variant, cell.label)}
+        found = plain or {cell.label for cell in cells if _fits(cell, pattern)}
+        if not found:
+            rows = dict.fromkeys(cell.variant for cell in cells)
+            own = [cell.label for cell in cells if pattern.rpartition("/")[0] == cell.variant]
+            raise unknown("cell" if own else "row", pattern, own or rows)
+        chosen |= found
+    return [cell for cell in cells if cell.label in chosen]
+
+
+def _fits(cell: Cell, pattern: str) -> bool:
+    return fnmatchcase(cell.variant, pattern) or fnmatchcase(cell.label, pattern)
 
 
 def refuse_selection(selection: str, config: Config) -> None:

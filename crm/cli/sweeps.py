@@ -75,9 +75,9 @@ def sweep(
         workers = 1
     workers = min(workers or cores(), len(cells))
     say = _say_nothing if json else typer.echo
-    say(plan_text(name, found, lines, workers))
+    say(plan_text(name, found, lines, workers, folder))
     if dry_run:
-        options.echo_json(plan_json(found, lines)) if json else None
+        options.echo_json(plan_json(found, lines, folder)) if json else None
         return
     left = [line for line in lines if line.todo]
     besides = afterwards.missing(found, cells, folder)
