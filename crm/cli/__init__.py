@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from crm.cli import data, diagnose, evaluate, inspect, plan, predict, runs, sweeps, weights
+from crm.cli import clean, data, diagnose, evaluate, inspect, logs, plan, predict, runs, sweeps, weights
 
 app = typer.Typer(
     name="crm",
@@ -44,6 +44,8 @@ evaluate.add_to(app)
 predict.add_to(app)
 diagnose.add_to(app)
 weights.add_to(app)
+logs.add_to(app)
+clean.add_to(app)
 
 
 def main() -> None:
