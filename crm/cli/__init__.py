@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from crm.cli import data, diagnose, evaluate, inspect, predict, runs, sweeps, weights
+from crm.cli import data, diagnose, evaluate, inspect, plan, predict, runs, sweeps, weights
 
 app = typer.Typer(
     name="crm",
@@ -37,6 +37,7 @@ def root(version: bool = typer.Option(False, "--version", callback=_version, is_
 
 inspect.add_to(app)
 data.add_to(app)
+plan.add_to(app)
 sweeps.add_to(app)
 runs.add_to(app)
 evaluate.add_to(app)

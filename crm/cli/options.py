@@ -15,6 +15,7 @@ from crm.names import chosen, unknown
 from crm.recipes import INIT_22K, RECIPES
 from crm.sweep import Sweep, moved, tiny
 
+SweepName = Annotated[str, typer.Argument(metavar="NAME", help="A sweep, as in `crm list sweeps`.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change a setting (repeatable).")]
 FromScratch = Annotated[
     bool, typer.Option("--from-scratch", help="Start from no weights: the same as --set model.init=none.")
