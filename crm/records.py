@@ -275,7 +275,7 @@ def claim(folder: Path, token: str, job: Mapping[str, Any] | None = None) -> Cla
     created exclusively and renamed, which file systems of clusters do too.
 
     Args:
-        job: what this process is to a scheduler: `name` of the job, `submission`, `task`, and what else is worth noting.
+        job: what this process is to a scheduler: `name` of the job, `task`, and what is worth noting.
     """
     holder = read_json(folder / "claim.json")
     if holder is not None and ((alive(holder) and not displaced(holder, job)) or not _set_aside(folder, holder)):
@@ -381,6 +381,12 @@ def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+def claims(folder: Path) -> list[dict[str, Any]]:
+    """The claims of all attempts at a run, oldest first; the last may be alive."""
+    paths = [*(folder / "attempts").glob("*.json"), folder / "claim.json"]
+    return sorted((found for path in paths if (found := read_json(path)) is not None), key=lambda one: one["time"])
+
+
 # ---------------------------------------------------------------------------------------------- state
 
 
@@ -393,8 +399,11 @@ class State:
     steps: int = 0
     reason: str = ""
     miou: float | None = None  # newest validation mIoU, per cent
+    best: float | None = None  # best validation mIoU, per cent
     eta: float | None = None  # seconds until trained, as the worker last estimated it
     pid: int | None = None
+    holder: Mapping[str, Any] | None = None  # the claim, whether its process is alive or not
+    time: float | None = None  # when the run was last heard of, seconds, UTC epoch
 
     @property
     def share(self) -> float:
@@ -406,13 +415,16 @@ def state(runs: Path, config: Config, selection: str, conditions: Sequence[Condi
     """The state of a run; never changes anything on disk."""
     folder = runs / run_id(config)
     progress = read_json(folder / "progress.json") or {}
-    known = {"step": progress.get("step", 0), "steps": config.steps, "miou": progress.get("miou")}
+    holder = read_json(folder / "claim.json")
+    known = {
+        "step": progress.get("step", 0), "steps": config.steps, "miou": progress.get("miou"),
+        "best": progress.get("best"), "holder": holder, "time": progress.get("time"),
+    }  # fmt: skip
     if not (folder / "config.json").exists():
         return State(name="missing", steps=config.steps)
     trained = (folder / "result.json").exists()
     if trained and not lacking(folder, selection, conditions):
         return State(name="done", **{**known, "step": config.steps})
-    holder = read_json(folder / "claim.json")
     if holder is not None and alive(holder):
         return State(name="running", pid=holder["pid"], eta=progress.get("eta"), **known)
     if (failure := read_json(folder / "failure.json")) is not None:

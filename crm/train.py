@@ -87,7 +87,8 @@ def train(config: Config, machine: Machine, claim: Claim, stop: Stop, tell: Tell
         if done == config.steps or (config.val_every and done % config.val_every == 0):
             for name in best:
                 score = _choose(name, trainer, splits[CHOSEN_ON[name]], claim, done, best)
-                watch.miou = score if name == "val_best" else watch.miou
+                if name == "val_best":
+                    watch.miou, watch.best = score, best[name]["miou"]
         stopping = distributed.any_of(stop())
         if stopping or done == config.steps or done - saved >= machine.checkpoint_every:
             _save(claim, "last", trainer, {"step": done, "best": best, "id": folder.name}, whole=True)
@@ -194,7 +195,7 @@ class _Watch:
 
     def __init__(self, config: Config, machine: Machine, claim: Claim, tell: Tell, start: int, miou: float | None):
         self.config, self.machine, self.claim, self.tell = config, machine, claim, tell
-        self.start, self.miou = start, miou
+        self.start, self.miou, self.best = start, miou, miou
         self.seconds = self.since_line = 0.0
         self.lines_at = start
 
@@ -230,7 +231,8 @@ class _Watch:
         write_json(
             self.claim.folder / "progress.json",
             {"step": progress.step, "steps": progress.steps, "loss": progress.total, "miou": self.miou,
-             "eta": round(progress.eta, 1), "seconds": round(progress.seconds, 4), "time": time.time()},
+             "best": self.best, "eta": round(progress.eta, 1), "seconds": round(progress.seconds, 4),
+             "time": time.time()},
         )  # fmt: skip
         self.since_line, self.lines_at = 0.0, progress.step
 

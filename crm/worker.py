@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not line:
             return DONE
         folder = Path(line.strip())
-        _print_to(folder / "log.txt")
+        print_to(folder / "log.txt")
         code = attempt(folder, machine, uuid4().hex[:16], given.selection, wanted, stop, lambda progress: None)
         try:
             print(folder.name, code, file=answers, flush=True)
@@ -212,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return STOPPED
 
 
-def _print_to(path: Path) -> None:
+def print_to(path: Path) -> None:
     """Sends what this process prints to a file, whoever prints it."""
     with path.open("ab") as log:
         for stream in (sys.stdout, sys.stderr):

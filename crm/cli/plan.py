@@ -34,6 +34,9 @@ def plan(
     options.echo_json(plan_json(found, lines)) if json else typer.echo(plan_text(name, found, lines, cores()))
 
 
+ON_ITS_WAY = ("running", "queued", "held", "suspended", "unknown")  # states of cells that nobody needs to start
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanLine:
     """One cell as it stands."""
@@ -53,7 +56,7 @@ class PlanLine:
 
     @property
     def todo(self) -> bool:
-        return self.state not in ("done", "running")
+        return self.state not in ("done", *ON_ITS_WAY)
 
 
 def planned(found: Sweep, cells: Sequence[Cell], runs: Path) -> list[PlanLine]:

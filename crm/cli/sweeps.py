@@ -1,4 +1,4 @@
-"""Sweeps: run on this machine, see how they stand, report."""
+"""Sweeps: run on this machine or on a cluster, report."""
 
 import sys
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from crm.cli import afterwards, options
+from crm.cli.cluster import Only, picked, submit_sweep, with_queue
 from crm.cli.options import (
     Base,
     Cache,
@@ -26,15 +27,15 @@ from crm.cli.options import (
     Tiny,
     Yes,
 )
-from crm.cli.plan import PlanLine, plan_json, plan_text, planned
+from crm.cli.plan import plan_json, plan_text, planned
 from crm.machine import Machine, cores, home, initial_file
 from crm.sweep import Cell, Sweep
 
-CLUSTERS = ("inline", "local")
+CLUSTERS = ("inline", "local", "slurm")
 
 
 def add_to(app: typer.Typer) -> None:
-    for command in (sweep, status, report):
+    for command in (sweep, report):
         app.command()(command)
 
 
@@ -48,7 +49,20 @@ def sweep(
     tiny: Tiny = False,
     runs: Runs = None,
     data: Data = None,
-    cluster: Annotated[str, typer.Option(help="inline (one after another, here) or local (workers).")] = "local",
+    cluster: Annotated[
+        str, typer.Option(help="inline (one after another, here), local (workers here) or slurm.")
+    ] = "local",
+    resources: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slurm", metavar="NAME=VALUE", help="Of a job, as in partition=gpu; see cluster.toml (repeatable)."
+        ),
+    ] = None,
+    only: Only = None,
+    held: Annotated[bool, typer.Option("--held", help="Submit, but do not start before crm release.")] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke/--no-smoke", help="Jobs wait for a smoke test of the configs.")
+    ] = True,
     workers: Annotated[int, typer.Option("--workers", "-j", min=0, help="Runs at once. [default: one per core]")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of one run. [default: its share]")] = 0,
     loader_workers: Loaders = 0,
@@ -69,8 +83,11 @@ def sweep(
     chosen("cluster", cluster, dict.fromkeys(CLUSTERS))
     folder, data_root = options.runs_folder(runs), options.data_folder(data)
     cells = found.cells(options.changes(sets))
+    cells = [cell for cell in cells if cell.id in picked({each.id: each.label for each in cells}, only)]
     check_data(cells, found.also_on, data_root, folder)
     lines = planned(found, cells, folder)
+    if cluster == "slurm":
+        lines = with_queue(name, lines, folder)
     if cluster == "inline":
         workers = 1
     workers = min(workers or cores(), len(cells))
@@ -93,6 +110,17 @@ def sweep(
         cache=options.cache_folder(cache),
     )
     machine = options.with_machine(machine, how)
+    if cluster == "slurm":
+        again = ["sweep", name, *(part for text in sets for part in ("--set", text)), "--cluster", "inline",
+                 "--no-track", "--yes", "--runs", str(folder.resolve())]  # fmt: skip
+        if not left:
+            say("nothing to do: every cell is trained and evaluated, or on its way")
+            raise typer.Exit(3)
+        done = submit_sweep(name, found, cells, machine, resources or [], bool(only), held, smoke, again, say)
+        options.echo_json(done) if json else None
+        if left and not done["submitted"]:
+            raise typer.Exit(1)
+        return
     try:
         failed = run_cells(name, found, cells, machine, workers, cluster, track, say, json)
         trained = [cell for cell in cells if cell.label not in failed]
@@ -110,25 +138,6 @@ def sweep(
     if not left and not besides and not report:
         say("nothing to do: every cell is trained and evaluated")
         raise typer.Exit(3)
-
-
-def status(
-    name: SweepName,
-    sets: Set = None,
-    seeds: Seeds = "",
-    base: Base = "",
-    recipe: OfBase = "",
-    tiny: Tiny = False,
-    runs: Runs = None,
-    json: Json = False,
-) -> None:
-    """How a sweep stands: every cell's state, and why those that failed did."""
-    name, found = options.find_sweep(name, seeds, base, recipe, tiny)
-    lines = planned(found, found.cells(options.changes(sets)), options.runs_folder(runs))
-    if json:
-        options.echo_json([asdict(line) for line in lines])
-        return
-    typer.echo(status_text(found, lines))
 
 
 def report(
@@ -151,30 +160,6 @@ def report(
 
 
 # ---------------------------------------------------------------------------------------------- how it stands
-
-
-def status_text(found: Sweep, lines: Sequence[PlanLine]) -> str:
-    """Variants by seeds with states, then the failures with their logs."""
-    seeds = list(dict.fromkeys(line.seed for line in lines))
-    variants = list(dict.fromkeys(line.variant for line in lines))
-    cell = {(line.variant, line.seed): _cell_text(line) for line in lines}
-    rows = [[variant, *(cell[variant, seed] for seed in seeds)] for variant in variants]
-    text = options.table(rows, ["variant", *(f"seed {seed}" for seed in seeds)])
-    counts = {name: sum(line.state == name for line in lines) for name in dict.fromkeys(line.state for line in lines)}
-    summary = ", ".join(f"{count} {name}" for name, count in counts.items())
-    failures = [
-        f"{line.variant}/{line.seed} failed at step {line.step}: {line.reason}\n  log: {line.log}"
-        for line in lines
-        if line.state == "failed"
-    ]
-    return "\n".join([text, "", f"{len(lines)} cells: {summary}", *failures])
-
-
-def _cell_text(line: PlanLine) -> str:
-    score = "" if line.miou is None else f" val {line.miou:.1f}"
-    share = f" {100 * line.step / line.steps:.0f}%" if line.state in ("running", "interrupted", "failed") else ""
-    eta = f" eta {options.duration(line.eta)}" if line.state == "running" and line.eta is not None else ""
-    return f"{line.state}{share}{score}{eta}"
 
 
 # ---------------------------------------------------------------------------------------------- running

@@ -43,6 +43,7 @@ class Asked:
     machine: Mapping[str, Any]  # as Machine.written() says
     resources: Mapping[str, Any]
     snapshot: str  # folder of the code that runs; "" on the local cluster
+    smoke: bool = True  # jobs wait for a smoke test of their configurations
     afterwards: Sequence[str] = ()  # a command for the end: what is done with finished runs besides; none: nothing
     time: float = 0.0
 

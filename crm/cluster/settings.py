@@ -22,7 +22,7 @@ class Resources:
     gres: str = ""  # as in gpu:1
     exclude: str = ""  # nodes
     cpus: int = 4  # of one task; also the CPU threads of a run
-    memory_gb: float = 16  # of one node
+    memory_gb: float = 16.0  # of one node
     minutes: int = 240  # a run that needs longer goes on in another job
     nodes: int = 1
     tasks: int = 1  # processes of one run on each node; they share every batch
@@ -31,7 +31,7 @@ class Resources:
     setup: tuple[str, ...] = ()  # shell lines before Python starts, such as module loads; a failing one fails the job
     reserve_seconds: int = 90  # before the end of its time a run writes its checkpoint and leaves
     warning_seconds: int = 120  # before the end of its time Slurm sends SIGUSR2
-    max_memory_gb: float = 128  # to which more memory is asked for, when a run was killed for lack of it
+    max_memory_gb: float = 128.0  # to which more memory is asked for, when a run was killed for lack of it
     breaker: int = 2  # runs with the same traceback, after which the others are held
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class Resources:
 
 
 def resources(home: Path, given: Sequence[str] = ()) -> Resources:
-    """What the user's file says, changed by `given` texts NAME=VALUE; ValueError names wrong keys and the valid ones."""
+    """What the user's file says, changed by `given` texts NAME=VALUE; ValueError names wrong keys and valid ones."""
     path = home / FILE
     found = Resources()
     if path.is_file():
@@ -97,8 +97,8 @@ def _typed(name: str, value: Any, now: Any, what: str) -> Any:
 
 
 TEMPLATE = """\
-# What crm asks a Slurm cluster for. Uncomment what your cluster needs; `crm sweep NAME --cluster slurm --slurm KEY=VALUE`
-# changes a value for one call. Written by `crm init cluster`.
+# What crm asks a Slurm cluster for. Uncomment what your cluster needs; for one call a value is changed by
+# `crm sweep NAME --cluster slurm --slurm KEY=VALUE`. Written by `crm init cluster`.
 
 # partition = "gpu"         # sinfo names them
 # account = ""

@@ -1,8 +1,8 @@
 """The code that a job runs: a copy taken at submission, so that edits made while jobs wait change nothing.
 
-    runs/.snapshots/<12 hex digits>/   what git tracks and what it would track, under its hash
-        SNAPSHOT.json                  commit, whether the tree was dirty, hash
-        uncommitted.diff               what differed from the commit
+runs/.snapshots/<12 hex digits>/   what git tracks and what it would track, under its hash
+    SNAPSHOT.json                  commit, whether the tree was dirty, hash
+    uncommitted.diff               what differed from the commit
 """
 
 import os
@@ -54,7 +54,9 @@ def tracked(root: Path) -> list[str]:
     try:
         listed = subprocess.run(command, capture_output=True, check=True).stdout.decode().split("\0")
     except (OSError, subprocess.CalledProcessError):
-        paths = [path for package in PACKAGES for path in (root / package).rglob("*") if "__pycache__" not in path.parts]
+        paths = [
+            path for package in PACKAGES for path in (root / package).rglob("*") if "__pycache__" not in path.parts
+        ]
         listed = [path.relative_to(root).as_posix() for path in paths]
     kept = {name for name in listed if name and name.partition("/")[0] not in NEVER}
     return sorted(name for name in kept if (root / name).is_file() and not (root / name).is_symlink())
@@ -62,7 +64,7 @@ def tracked(root: Path) -> list[str]:
 
 def refuse_other_code(snapshot: Path) -> None:
     """RuntimeError unless this process runs the snapshot's code."""
-    if ROOT != snapshot.resolve():
+    if snapshot.resolve() != ROOT:
         raise RuntimeError(f"this job was to run the code in {snapshot}, but Python found {ROOT}; see PYTHONPATH")
     if read_json(snapshot / SNAPSHOT) is None:
         raise RuntimeError(f"{snapshot} is no whole snapshot")

@@ -11,7 +11,7 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -36,7 +36,9 @@ class Uncertain(RuntimeError):
     """The scheduler did not answer, and whether the job exists will only be known when it does."""
 
 
-def new(folder: SweepFolder, kind: str, cells: Sequence[str], gate: str = "", why: str = "", **changes: Any) -> Submission:
+def new(
+    folder: SweepFolder, kind: str, cells: Sequence[str], gate: str = "", why: str = "", **changes: Any
+) -> Submission:
     """A submission that stands nowhere yet, of what was asked last; `changes` are of its fields."""
     asked = folder.asked()
     assert asked is not None
@@ -70,7 +72,9 @@ def submit(folder: SweepFolder, submission: Submission, after: str = "", held: b
     """
     folder.write(submission)
     try:
-        jobs = _executor(folder, submission, after, held).map_array(_task(folder, submission), _numbers(submission))
+        with scheduler_environment():
+            executor = _executor(folder, submission, after, held)
+            jobs = executor.map_array(_task(folder, submission), _numbers(submission))
     except Exception as error:  # submitit has several for "sbatch said no", with what it said as text
         return _failed(folder, submission, str(error))
     return folder.write(replace(submission, state="submitted", job=jobs[0].job_id.partition("_")[0]))
@@ -127,30 +131,15 @@ def _numbers(submission: Submission) -> range:
 
 
 def _executor(folder: SweepFolder, submission: Submission, after: str, held: bool) -> Any:
-    import submitit
+    from submitit import SlurmExecutor
 
     wanted = Resources(**{**submission.resources, "setup": tuple(submission.resources["setup"])})
     if submission.kind in ("reconcile", "afterwards"):
         wanted = replace(wanted, **SMALL)
-    with scheduler_environment():
-        executor = _Executor(folder=folder.jobs(submission.token), max_num_timeout=0)
     folder.jobs(submission.token).mkdir(parents=True, exist_ok=True)
+    executor = SlurmExecutor(folder=folder.jobs(submission.token), max_num_timeout=0)
     executor.update_parameters(**_parameters(submission, wanted, after, held))
-    assert isinstance(executor, submitit.SlurmExecutor)
     return executor
-
-
-def _Executor(**arguments: Any) -> Any:
-    from submitit import SlurmExecutor
-
-    class Executor(SlurmExecutor):
-        """Asks sbatch without the variables of the job that asks, which sbatch would take for wishes."""
-
-        def _submit_command(self, command: str) -> Any:
-            with scheduler_environment():
-                return super()._submit_command(command)
-
-    return Executor(**arguments)
 
 
 def _parameters(submission: Submission, wanted: Resources, after: str, held: bool) -> dict[str, Any]:
