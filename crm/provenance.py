@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from crm.config import SCHEMA
+from crm.fingerprint import code_parts, training_code
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pillow", "safetensors")
 SOURCES = Path(__file__).resolve().parent
@@ -19,10 +20,17 @@ SNAPSHOT = "SNAPSHOT.json"  # in a copy of the code that was taken for jobs (crm
 
 
 def provenance(data: dict[str, Any], weights: dict[str, Any], device: str) -> dict[str, Any]:
-    """What is written once, by the first attempt: `data` of the splits used, `weights` of what training starts from."""
+    """What is written once, by the first attempt; "diff" and "code_parts" are for files of their own.
+
+    Args:
+        data: of the splits used.
+        weights: of what training starts from.
+    """
     return {
         "schema": SCHEMA,
         **source(),
+        "training_code": training_code(),
+        "code_parts": code_parts(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "data": data,
         "weights": weights,

@@ -2,6 +2,7 @@
 
     runs/<id>/config.json        every setting of the run, flat, with the schema version
               provenance.json    commit, code, library versions, data manifest, hardware of the first attempt
+              code.json          the parts of the code that trains, as hashes (crm.fingerprint)
               numerics.json      device, threads and passes that every attempt must use
               claim.json         the live attempt: token, process; absent when nobody works on the run
               attempts/          claims of the attempts before
@@ -117,23 +118,22 @@ def open_run(runs: Path, config: Config) -> Path:
     Raises Moved for a folder that was recorded under other values: a default has changed since.
     """
     folder = runs / run_id(config)
-    wanted = json.loads(json.dumps(flatten(config)))
-    if (written := read_json(folder / "config.json")) is not None:
-        _refuse_moved(folder, written, wanted)
-    else:
+    if (written := read_json(folder / "config.json")) is None:
+        wanted = json.loads(json.dumps(flatten(config)))
         write_json(folder / "config.json", {"schema": SCHEMA, "id": folder.name, "config": wanted})
+    elif words := moved(written, config):
+        raise Moved(f"{folder} {words}; `crm sweep --rerun drifted` trains anew, or use another --runs folder")
     return folder
 
 
-def _refuse_moved(folder: Path, written: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """A recorded setting that is gone or has another value now means that the default moved under the run."""
+def moved(written: Mapping[str, Any], config: Config) -> str:
+    """How a config.json contradicts this config, for a default moved or a setting is gone; "" if it does not."""
     if written["schema"] != SCHEMA:
-        raise Moved(f"{folder} has record schema {written['schema']}, this version reads {SCHEMA}")
-    recorded = written["config"]
-    moved = [f"{path} (was {recorded[path]!r}, now {wanted.get(path)!r})"
+        return f"has record schema {written['schema']}, this version reads {SCHEMA}"
+    recorded, wanted = written["config"], json.loads(json.dumps(flatten(config)))
+    found = [f"{path} (was {recorded[path]!r}, now {wanted.get(path)!r})"
              for path in sorted(recorded) if recorded[path] != wanted.get(path)]  # fmt: skip
-    if moved:
-        raise Moved(f"{folder} was recorded under other values of {', '.join(moved)}; use another --runs folder")
+    return f"was recorded under other values of {', '.join(found)}" if found else ""
 
 
 def read_config(folder: Path) -> Config:

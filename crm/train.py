@@ -19,6 +19,7 @@ from crm.confusion import iou, miou, released_miou
 from crm.data.dataset import Split, manifest, open_run_split, run_splits
 from crm.data.loader import batches
 from crm.evaluate import evaluate
+from crm.fingerprint import FILE as CODE
 from crm.machine import Machine
 from crm.provenance import provenance
 from crm.records import Claim, append, file_hash, journal, read_json, write_bytes, write_json
@@ -174,6 +175,7 @@ def _matrix(trainer: Trainer, split: Split) -> np.ndarray:
 
 def _write_provenance(folder: Path, machine: Machine, weights: dict[str, Any], *splits: Split) -> None:
     record = provenance({split.name: manifest(split) for split in splits}, weights, machine.device)
+    write_json(folder / CODE, record.pop("code_parts"))
     if diff := record.pop("diff"):
         write_bytes(folder / "uncommitted.diff", diff.encode())
     write_json(folder / "provenance.json", record)

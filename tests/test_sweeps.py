@@ -264,7 +264,7 @@ def test_plans_of_all_sweeps_load_neither_torch_nor_pandas():
         "from pathlib import Path\n"
         "for name in modules('sweeps'):\n"
         "    name, found = find_sweep(name)\n"
-        "    print(plan_text(name, found, planned(found, found.cells(), Path('nowhere')), 1))\n"
+        "    print(plan_text(name, found, planned(found, found.cells(), Path('nowhere')), 1, Path('nowhere')))\n"
         "assert not {'torch', 'pandas', 'mlflow', 'matplotlib'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -60,6 +60,9 @@ def main() -> None:
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except plan.Refused as error:
+        typer.echo(f"crm: refused: {error}", err=True)
+        sys.exit(4)
     except (ValueError, OSError, Unreachable, Busy) as error:
         if os.environ.get("CRM_DEBUG"):
             raise

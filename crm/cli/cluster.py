@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,19 +9,17 @@ import typer
 
 from crm.cli import afterwards, options
 from crm.cli.options import Json, Runs, Yes
-from crm.cli.plan import PlanLine
+from crm.cli.plan import Only, PlanLine
 from crm.machine import Machine, home
 from crm.names import unknown
 from crm.sweep import Cell, Sweep
+from crm.sweep import only as pick
 
 if TYPE_CHECKING:
     from crm.cluster.folder import Asked, SweepFolder
     from crm.cluster.view import Look, Seen
 
 Submitted = Annotated[str, typer.Argument(metavar="NAME", help="A sweep that was given to a cluster.")]
-Only = Annotated[
-    list[str] | None, typer.Option("--only", metavar="ROW[/SEED]", help="These rows or cells alone (repeatable).")
-]
 PATIENCE = 60.0  # seconds that a person waits for a job which looks after the sweep at the same moment
 
 
@@ -310,7 +307,7 @@ def _seen(folder: "SweepFolder", asked: "Asked", only: list[str] | None) -> list
 
     found = look(folder, asked)
     _refuse_silence(found)
-    return [seen for seen in found.cells if seen.id in picked(asked.labels, only)]
+    return pick(found.cells, only)
 
 
 def _refuse_silence(found: "Look") -> None:
@@ -319,23 +316,6 @@ def _refuse_silence(found: "Look") -> None:
 
     if found.trouble:
         raise Unreachable(found.trouble)
-
-
-def picked(labels: dict[str, str], only: list[str] | None) -> set[str]:
-    """The ids whose labels (row/seed) or rows are named or fit a pattern; all where nothing is named."""
-    if not only:
-        return set(labels)
-    chosen: set[str] = set()
-    for pattern in only:
-        rows = {
-            id for id, label in labels.items() if fnmatch(label, pattern) or fnmatch(label.rpartition("/")[0], pattern)
-        }
-        if not rows:
-            raise unknown(
-                "row or cell", pattern, {*labels.values(), *(each.rpartition("/")[0] for each in labels.values())}
-            )
-        chosen |= rows
-    return chosen
 
 
 def _announced(verb: str, chosen: Sequence["Seen"], yes: bool, json: bool) -> bool:

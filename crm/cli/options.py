@@ -187,3 +187,12 @@ def duration(seconds: float | None) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def size(count: int) -> str:
+    """Bytes as a person reads them: `512 B`, `38 kB`, `1.2 GB`."""
+    if count < 1000:
+        return f"{count} B"
+    power = min(4, (len(str(count)) - 1) // 3)
+    value = count / 1000**power
+    return f"{value:.1f} {'kMGT'[power - 1]}B" if value < 10 else f"{value:.0f} {'kMGT'[power - 1]}B"

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from crm.cli import afterwards, options
-from crm.cli.cluster import Only, picked, submit_sweep, with_queue
+from crm.cli.cluster import submit_sweep, with_queue
 from crm.cli.options import (
     Base,
     Cache,
@@ -27,9 +27,9 @@ from crm.cli.options import (
     Tiny,
     Yes,
 )
-from crm.cli.plan import plan_json, plan_text, planned
+from crm.cli.plan import MaxGpuHours, Only, Rerun, plan_json, plan_text, planned, refuse_budget
 from crm.machine import Machine, cores, home, initial_file
-from crm.sweep import Cell, Sweep
+from crm.sweep import Cell, Sweep, only
 
 CLUSTERS = ("inline", "local", "slurm")
 
@@ -58,7 +58,9 @@ def sweep(
             "--slurm", metavar="NAME=VALUE", help="Of a job, as in partition=gpu; see cluster.toml (repeatable)."
         ),
     ] = None,
-    only: Only = None,
+    chosen_cells: Only = None,
+    rerun: Rerun = "",
+    max_gpu_hours: MaxGpuHours = None,
     held: Annotated[bool, typer.Option("--held", help="Submit, but do not start before crm release.")] = False,
     smoke: Annotated[
         bool, typer.Option("--smoke/--no-smoke", help="Jobs wait for a smoke test of the configs.")
@@ -77,29 +79,34 @@ def sweep(
 ) -> None:
     """Runs every cell of a sweep that is missing, interrupted or failed, and evaluates it; shows the plan first."""
     from crm.names import chosen
+    from crm.stale import supersede
 
     name, found = options.find_sweep(name, seeds, base, recipe, tiny)
     sets = options.scratch(sets, from_scratch)
     chosen("cluster", cluster, dict.fromkeys(CLUSTERS))
     folder, data_root = options.runs_folder(runs), options.data_folder(data)
-    cells = found.cells(options.changes(sets))
-    cells = [cell for cell in cells if cell.id in picked({each.id: each.label for each in cells}, only)]
+    every = found.cells(options.changes(sets))
+    cells = only(every, chosen_cells)
     check_data(cells, found.also_on, data_root, folder)
-    lines = planned(found, cells, folder)
+    lines = planned(found, every, folder, cells, rerun=rerun)
     if cluster == "slurm":
         lines = with_queue(name, lines, folder)
     if cluster == "inline":
         workers = 1
     workers = min(workers or cores(), len(cells))
     say = _say_nothing if json else typer.echo
-    say(plan_text(name, found, lines, workers))
+    say(plan_text(name, found, lines, workers, folder))
     if dry_run:
-        options.echo_json(plan_json(found, lines)) if json else None
+        options.echo_json(plan_json(found, lines, folder)) if json else None
         return
+    if max_gpu_hours is not None:
+        refuse_budget(lines, max_gpu_hours)
     left = [line for line in lines if line.todo]
     besides = afterwards.missing(found, cells, folder)
     if left and not yes:
         _confirm(len(left))
+    if rerun:
+        supersede(folder, cells, rerun)
     machine = Machine(
         runs=folder,
         data=data_root,
@@ -116,7 +123,7 @@ def sweep(
         if not left:
             say("nothing to do: every cell is trained and evaluated, or on its way")
             raise typer.Exit(3)
-        done = submit_sweep(name, found, cells, machine, resources or [], bool(only), held, smoke, again, say)
+        done = submit_sweep(name, found, cells, machine, resources or [], bool(chosen_cells), held, smoke, again, say)
         options.echo_json(done) if json else None
         if left and not done["submitted"]:
             raise typer.Exit(1)
@@ -131,7 +138,7 @@ def sweep(
         typer.echo(f"{label} failed: {reason}", err=True)
     written = write_report(name, found, folder, data_root, sets, say) if report and not failed else None
     if json:
-        after = planned(found, cells, folder)
+        after = planned(found, every, folder, cells)
         options.echo_json({"cells": [asdict(line) for line in after], "failed": failed, "report": written})
     if failed:
         raise typer.Exit(1)
