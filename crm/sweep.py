@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import product
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from crm.conditions import Condition, suite
 from crm.config import Config, difference, override, run_id
@@ -126,6 +126,7 @@ class Sweep:
         ]
 
 
+@runtime_checkable
 class Labelled(Protocol):
     """What has a label `row/seed`."""
 
