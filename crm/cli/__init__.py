@@ -9,7 +9,23 @@ import sys
 
 import typer
 
-from crm.cli import clean, data, diagnose, evaluate, inspect, logs, plan, predict, runs, sweeps, weights
+from crm.cli import (
+    clean,
+    cluster,
+    data,
+    diagnose,
+    evaluate,
+    inspect,
+    logs,
+    plan,
+    predict,
+    runs,
+    status,
+    sweeps,
+    weights,
+)
+from crm.cluster.folder import Busy
+from crm.cluster.slurm import Unreachable
 
 app = typer.Typer(
     name="crm",
@@ -39,6 +55,8 @@ inspect.add_to(app)
 data.add_to(app)
 plan.add_to(app)
 sweeps.add_to(app)
+status.add_to(app)
+cluster.add_to(app)
 runs.add_to(app)
 evaluate.add_to(app)
 predict.add_to(app)
@@ -49,7 +67,10 @@ clean.add_to(app)
 
 
 def main() -> None:
-    """The entry point. What a user got wrong becomes one message and exit code 2; CRM_DEBUG=1 shows the traceback."""
+    """The entry point. What a user got wrong becomes one message and exit code 2; CRM_DEBUG=1 shows the traceback.
+
+    A scheduler that does not answer, or another process at the same sweep, is nobody's mistake: exit code 1.
+    """
     try:
         app()
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone
@@ -58,8 +79,8 @@ def main() -> None:
     except plan.Refused as error:
         typer.echo(f"crm: refused: {error}", err=True)
         sys.exit(4)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, Unreachable, Busy) as error:
         if os.environ.get("CRM_DEBUG"):
             raise
         typer.echo(f"crm: {error}", err=True)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, (Unreachable, Busy)) else 2)

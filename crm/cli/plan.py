@@ -69,6 +69,9 @@ def plan(
 # ---------------------------------------------------------------------------------------------- the lines
 
 
+ON_ITS_WAY = ("running", "queued", "held", "suspended", "unknown")  # states of cells that nobody needs to start
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanLine:
     """One cell as it stands, and what is left of it."""
@@ -101,7 +104,7 @@ class PlanLine:
 
     @property
     def todo(self) -> bool:
-        return bool(self.rerun) or self.state not in ("done", "running")
+        return bool(self.rerun) or self.state not in ("done", *ON_ITS_WAY)
 
 
 def planned(
@@ -215,9 +218,17 @@ def plan_text(name: str, found: Sweep, lines: Sequence[PlanLine], workers: int, 
         if variant in baselines:
             differs = f"(baseline: the base{' with ' if differs else ''}{differs})"
         have, todo = sum(line.state == "done" and not line.rerun for line in own), [line for line in own if line.todo]
-        running = sum(line.state == "running" for line in own)
-        work = f"{len(todo)} to run" + (f", {running} running" if running else "") if todo or running else "reuse"
-        rows.append([variant, f"{have}/{len(own)}", work, options.duration(_seconds(todo)) if todo else "-", differs])
+        states = Counter(line.state for line in own if line.state in ON_ITS_WAY and not line.rerun)
+        work = [f"{len(todo)} to run"] * bool(todo) + [f"{count} {state}" for state, count in states.items()]
+        rows.append(
+            [
+                variant,
+                f"{have}/{len(own)}",
+                ", ".join(work) or "reuse",
+                options.duration(_seconds(todo)) if todo else "-",
+                differs,
+            ]
+        )
     todo = [line for line in lines if line.todo]
     seconds = _seconds(todo)
     text = options.table(rows, ["variant", "have", "work", "time", "differs from its baseline"])

@@ -1,4 +1,4 @@
-"""Sweeps: run on this machine, see how they stand, report."""
+"""Sweeps: run on this machine or on a cluster, report."""
 
 import sys
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from crm.cli import afterwards, options
+from crm.cli.cluster import submit_sweep, with_queue
 from crm.cli.options import (
     Base,
     Cache,
@@ -26,15 +27,15 @@ from crm.cli.options import (
     Tiny,
     Yes,
 )
-from crm.cli.plan import PlanLine, plan_json, plan_text, planned
+from crm.cli.plan import MaxGpuHours, Only, Rerun, plan_json, plan_text, planned, refuse_budget
 from crm.machine import Machine, cores, home, initial_file
-from crm.sweep import Cell, Sweep
+from crm.sweep import Cell, Sweep, only
 
-CLUSTERS = ("inline", "local")
+CLUSTERS = ("inline", "local", "slurm")
 
 
 def add_to(app: typer.Typer) -> None:
-    for command in (sweep, status, report):
+    for command in (sweep, report):
         app.command()(command)
 
 
@@ -48,7 +49,22 @@ def sweep(
     tiny: Tiny = False,
     runs: Runs = None,
     data: Data = None,
-    cluster: Annotated[str, typer.Option(help="inline (one after another, here) or local (workers).")] = "local",
+    cluster: Annotated[
+        str, typer.Option(help="inline (one after another, here), local (workers here) or slurm.")
+    ] = "local",
+    resources: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slurm", metavar="NAME=VALUE", help="Of a job, as in partition=gpu; see cluster.toml (repeatable)."
+        ),
+    ] = None,
+    chosen_cells: Only = None,
+    rerun: Rerun = "",
+    max_gpu_hours: MaxGpuHours = None,
+    held: Annotated[bool, typer.Option("--held", help="Submit, but do not start before crm release.")] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke/--no-smoke", help="Jobs wait for a smoke test of the configs.")
+    ] = True,
     workers: Annotated[int, typer.Option("--workers", "-j", min=0, help="Runs at once. [default: one per core]")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of one run. [default: its share]")] = 0,
     loader_workers: Loaders = 0,
@@ -63,14 +79,18 @@ def sweep(
 ) -> None:
     """Runs every cell of a sweep that is missing, interrupted or failed, and evaluates it; shows the plan first."""
     from crm.names import chosen
+    from crm.stale import supersede
 
     name, found = options.find_sweep(name, seeds, base, recipe, tiny)
     sets = options.scratch(sets, from_scratch)
     chosen("cluster", cluster, dict.fromkeys(CLUSTERS))
     folder, data_root = options.runs_folder(runs), options.data_folder(data)
-    cells = found.cells(options.changes(sets))
+    every = found.cells(options.changes(sets))
+    cells = only(every, chosen_cells)
     check_data(cells, found.also_on, data_root, folder)
-    lines = planned(found, cells, folder)
+    lines = planned(found, every, folder, cells, rerun=rerun)
+    if cluster == "slurm":
+        lines = with_queue(name, lines, folder)
     if cluster == "inline":
         workers = 1
     workers = min(workers or cores(), len(cells))
@@ -79,10 +99,14 @@ def sweep(
     if dry_run:
         options.echo_json(plan_json(found, lines, folder)) if json else None
         return
+    if max_gpu_hours is not None:
+        refuse_budget(lines, max_gpu_hours)
     left = [line for line in lines if line.todo]
     besides = afterwards.missing(found, cells, folder)
     if left and not yes:
         _confirm(len(left))
+    if rerun:
+        supersede(folder, cells, rerun)
     machine = Machine(
         runs=folder,
         data=data_root,
@@ -93,6 +117,17 @@ def sweep(
         cache=options.cache_folder(cache),
     )
     machine = options.with_machine(machine, how)
+    if cluster == "slurm":
+        again = ["sweep", name, *(part for text in sets for part in ("--set", text)), "--cluster", "inline",
+                 "--no-track", "--yes", "--runs", str(folder.resolve())]  # fmt: skip
+        if not left:
+            say("nothing to do: every cell is trained and evaluated, or on its way")
+            raise typer.Exit(3)
+        done = submit_sweep(name, found, cells, machine, resources or [], bool(chosen_cells), held, smoke, again, say)
+        options.echo_json(done) if json else None
+        if left and not done["submitted"]:
+            raise typer.Exit(1)
+        return
     try:
         failed = run_cells(name, found, cells, machine, workers, cluster, track, say, json)
         trained = [cell for cell in cells if cell.label not in failed]
@@ -103,32 +138,13 @@ def sweep(
         typer.echo(f"{label} failed: {reason}", err=True)
     written = write_report(name, found, folder, data_root, sets, say) if report and not failed else None
     if json:
-        after = planned(found, cells, folder)
+        after = planned(found, every, folder, cells)
         options.echo_json({"cells": [asdict(line) for line in after], "failed": failed, "report": written})
     if failed:
         raise typer.Exit(1)
     if not left and not besides and not report:
         say("nothing to do: every cell is trained and evaluated")
         raise typer.Exit(3)
-
-
-def status(
-    name: SweepName,
-    sets: Set = None,
-    seeds: Seeds = "",
-    base: Base = "",
-    recipe: OfBase = "",
-    tiny: Tiny = False,
-    runs: Runs = None,
-    json: Json = False,
-) -> None:
-    """How a sweep stands: every cell's state, and why those that failed did."""
-    name, found = options.find_sweep(name, seeds, base, recipe, tiny)
-    lines = planned(found, found.cells(options.changes(sets)), options.runs_folder(runs))
-    if json:
-        options.echo_json([asdict(line) for line in lines])
-        return
-    typer.echo(status_text(found, lines))
 
 
 def report(
@@ -151,30 +167,6 @@ def report(
 
 
 # ---------------------------------------------------------------------------------------------- how it stands
-
-
-def status_text(found: Sweep, lines: Sequence[PlanLine]) -> str:
-    """Variants by seeds with states, then the failures with their logs."""
-    seeds = list(dict.fromkeys(line.seed for line in lines))
-    variants = list(dict.fromkeys(line.variant for line in lines))
-    cell = {(line.variant, line.seed): _cell_text(line) for line in lines}
-    rows = [[variant, *(cell[variant, seed] for seed in seeds)] for variant in variants]
-    text = options.table(rows, ["variant", *(f"seed {seed}" for seed in seeds)])
-    counts = {name: sum(line.state == name for line in lines) for name in dict.fromkeys(line.state for line in lines)}
-    summary = ", ".join(f"{count} {name}" for name, count in counts.items())
-    failures = [
-        f"{line.variant}/{line.seed} failed at step {line.step}: {line.reason}\n  log: {line.log}"
-        for line in lines
-        if line.state == "failed"
-    ]
-    return "\n".join([text, "", f"{len(lines)} cells: {summary}", *failures])
-
-
-def _cell_text(line: PlanLine) -> str:
-    score = "" if line.miou is None else f" val {line.miou:.1f}"
-    share = f" {100 * line.step / line.steps:.0f}%" if line.state in ("running", "interrupted", "failed") else ""
-    eta = f" eta {options.duration(line.eta)}" if line.state == "running" and line.eta is not None else ""
-    return f"{line.state}{share}{score}{eta}"
 
 
 # ---------------------------------------------------------------------------------------------- running
