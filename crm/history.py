@@ -67,9 +67,12 @@ class History:
 
     def cost(self, config: Config) -> Cost | None:
         """What a run of this config costs; None where nothing is known."""
-        exact = same(flat(config))
+        if not self._by_settings:
+            return None
+        settings = flat(config)
+        exact = same(settings)
         if exact not in self._costs:
-            self._costs[exact] = self._cost(exact, SAME) or self._cost(similar(flat(config)), SIMILAR)
+            self._costs[exact] = self._cost(exact, SAME) or self._cost(similar(settings), SIMILAR)
         return self._costs[exact]
 
     def size(self, config: Config) -> Size | None:

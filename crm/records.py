@@ -191,7 +191,11 @@ def refuse_gone(folder: Path) -> None:
 
 def lacking(folder: Path, selection: str, conditions: Sequence[Condition]) -> list[Condition]:
     """The conditions this run has not been evaluated under."""
-    return [condition for condition in conditions if not evaluation(folder, selection, condition).exists()]
+    try:
+        there = set(os.listdir(folder / "evals" / selection))  # one look for all: a suite has hundreds
+    except FileNotFoundError:
+        return list(conditions)
+    return [condition for condition in conditions if f"{condition.name}.npz" not in there]
 
 
 # ---------------------------------------------------------------------------------------------- journal
@@ -414,14 +418,14 @@ class State:
 def state(runs: Path, config: Config, selection: str, conditions: Sequence[Condition]) -> State:
     """The state of a run; never changes anything on disk."""
     folder = runs / run_id(config)
+    if not (folder / "config.json").exists():
+        return State(name="missing", steps=config.steps)
     progress = read_json(folder / "progress.json") or {}
     holder = read_json(folder / "claim.json")
     known = {
         "step": progress.get("step", 0), "steps": config.steps, "miou": progress.get("miou"),
         "best": progress.get("best"), "holder": holder, "time": progress.get("time"),
     }  # fmt: skip
-    if not (folder / "config.json").exists():
-        return State(name="missing", steps=config.steps)
     trained = (folder / "result.json").exists()
     if trained and not lacking(folder, selection, conditions):
         return State(name="done", **{**known, "step": config.steps})
