@@ -130,7 +130,8 @@ def moved(written: Mapping[str, Any], config: Config) -> str:
     """How a config.json contradicts this config, for a default moved or a setting is gone; "" if it does not."""
     if written["schema"] != SCHEMA:
         return f"has record schema {written['schema']}, this version reads {SCHEMA}"
-    recorded, wanted = written["config"], json.loads(json.dumps(flatten(config)))
+    recorded = written["config"]
+    wanted = {path: list(value) if isinstance(value, tuple) else value for path, value in flatten(config).items()}
     found = [f"{path} (was {recorded[path]!r}, now {wanted.get(path)!r})"
              for path in sorted(recorded) if recorded[path] != wanted.get(path)]  # fmt: skip
     return f"was recorded under other values of {', '.join(found)}" if found else ""
