@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -32,18 +32,25 @@ class Checkpoint:
     meta: dict[str, Any]  # step and whatever the writer added
 
 
-def save_checkpoint(path: Path, trainer: "Trainer", meta: dict[str, Any], whole: bool = True) -> str:
+def save_checkpoint(
+    path: Path,
+    trainer: "Trainer",
+    meta: dict[str, Any],
+    whole: bool = True,
+    check: Callable[[], None] | None = None,
+) -> str:
     """Writes atomically, keeps the file before as `<stem>.previous.safetensors`, and returns the SHA-256.
 
     Args:
         whole: with all that training needs to go on; else only the weights that are evaluated.
+        check: may raise just before the file appears.
     """
     tensors = _named("model", trainer.evaluated.state_dict())
     if whole:
         if trainer.average is not None:
             tensors |= _named("trained", trainer.model.state_dict())
         tensors |= _optimizer_tensors(trainer.model, trainer.optimizer)
-    return write_checkpoint(path, tensors, meta)
+    return write_checkpoint(path, tensors, meta, check)
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], meta: dict[str, Any]) -> str:
@@ -51,14 +58,16 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], meta: dict[str, Any]
     return write_checkpoint(path, _named("model", weights), meta)
 
 
-def write_checkpoint(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> str:
+def write_checkpoint(
+    path: Path, tensors: dict[str, Tensor], meta: dict[str, Any], check: Callable[[], None] | None = None
+) -> str:
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     content = save(tensors, metadata={"crm": json.dumps({"schema": SCHEMA, "digest": digest(tensors), **meta})})
     if path.exists():
         previous = path.with_name(f"{path.stem}.previous.safetensors")
         previous.unlink(missing_ok=True)
         os.link(path, previous)  # the current file never goes away, not even for a moment
-    write_bytes(path, content)
+    write_bytes(path, content, check)
     return sha256(content).hexdigest()
 
 

@@ -1,5 +1,6 @@
 """Where a run's numbers came from: commit, code, versions, data, hardware. Torch-free."""
 
+import json
 import platform
 import subprocess
 import sys
@@ -11,16 +12,25 @@ from typing import Any
 import psutil
 
 from crm.config import SCHEMA
+from crm.fingerprint import code_parts, training_code
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pillow", "safetensors")
 SOURCES = Path(__file__).resolve().parent
+SNAPSHOT = "SNAPSHOT.json"  # in a copy of the code that was taken for jobs (crm.cluster.snapshot)
 
 
 def provenance(data: dict[str, Any], weights: dict[str, Any], device: str) -> dict[str, Any]:
-    """What is written once, by the first attempt: `data` of the splits used, `weights` of what training starts from."""
+    """What is written once, by the first attempt; "diff" and "code_parts" are for files of their own.
+
+    Args:
+        data: of the splits used.
+        weights: of what training starts from.
+    """
     return {
         "schema": SCHEMA,
         **source(),
+        "training_code": training_code(),
+        "code_parts": code_parts(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "data": data,
         "weights": weights,
@@ -35,27 +45,27 @@ def provenance(data: dict[str, Any], weights: dict[str, Any], device: str) -> di
 
 
 def source() -> dict[str, Any]:
-    """Commit and uncommitted changes of the repository the code stands in, and a hash of the code itself.
+    """Commit and uncommitted changes of the repository the code stands in or was copied from, and a hash of the code.
 
     The hash is over the package's own .py files, so it is there without git too.
     """
     code = sha256()
     for path in sorted(SOURCES.rglob("*.py")):
         code.update(path.relative_to(SOURCES).as_posix().encode() + b"\0" + path.read_bytes())
-    diff = _git("diff", "HEAD")
-    return {
-        "commit": (_git("rev-parse", "HEAD") or "unknown").strip(),
-        "dirty": bool(diff),
-        "diff": diff or "",
-        "code": code.hexdigest()[:16],
-    }
+    copied = SOURCES.parent / SNAPSHOT
+    if copied.is_file():  # git would speak of whatever repository the copy lies in
+        commit = json.loads(copied.read_text())["commit"]
+        diff = (copied.parent / "uncommitted.diff").read_text()
+    else:
+        commit, diff = (git("rev-parse", "HEAD") or "unknown").strip(), git("diff", "HEAD") or ""
+    return {"commit": commit, "dirty": bool(diff), "diff": diff, "code": code.hexdigest()[:16]}
 
 
-def _git(*arguments: str) -> str | None:
-    """What git says, or None where there is no git or no repository."""
+def git(*arguments: str, at: Path = SOURCES) -> str | None:
+    """What git says there, or None where there is no git or no repository."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(SOURCES), *arguments], capture_output=True, text=True, check=True, errors="replace"
+            ["git", "-C", str(at), *arguments], capture_output=True, text=True, check=True, errors="replace"
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -2,6 +2,7 @@
 
     runs/<id>/config.json        every setting of the run, flat, with the schema version
               provenance.json    commit, code, library versions, data manifest, hardware of the first attempt
+              code.json          the parts of the code that trains, as hashes (crm.fingerprint)
               numerics.json      device, threads and passes that every attempt must use
               claim.json         the live attempt: token, process; absent when nobody works on the run
               attempts/          claims of the attempts before
@@ -18,21 +19,20 @@
 Torch-free; numpy is loaded only by whoever reads confusion matrices.
 """
 
-import fcntl
 import json
 import math
 import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from crm.cluster.slurm import FINISHED, Unreachable, queue
 from crm.conditions import Condition
 from crm.config import SCHEMA, Config, flatten, override, run_id
 from crm.faults import while_writing
@@ -64,8 +64,8 @@ def finite(value: Any) -> Any:
     return [finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Temporary file, fsync, rename."""
+def write_bytes(path: Path, content: bytes, check: Callable[[], None] | None = None) -> None:
+    """Temporary file, fsync, rename; `check` may raise just before the last."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     try:
@@ -73,6 +73,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             while_writing(file, content, path.name)
             file.flush()
             os.fsync(file.fileno())
+        if check is not None:
+            check()
         os.replace(scratch, path)
         directory = os.open(path.parent, os.O_RDONLY)
         os.fsync(directory)  # the rename too
@@ -116,23 +118,22 @@ def open_run(runs: Path, config: Config) -> Path:
     Raises Moved for a folder that was recorded under other values: a default has changed since.
     """
     folder = runs / run_id(config)
-    wanted = json.loads(json.dumps(flatten(config)))
-    if (written := read_json(folder / "config.json")) is not None:
-        _refuse_moved(folder, written, wanted)
-    else:
+    if (written := read_json(folder / "config.json")) is None:
+        wanted = json.loads(json.dumps(flatten(config)))
         write_json(folder / "config.json", {"schema": SCHEMA, "id": folder.name, "config": wanted})
+    elif words := moved(written, config):
+        raise Moved(f"{folder} {words}; `crm sweep --rerun drifted` trains anew, or use another --runs folder")
     return folder
 
 
-def _refuse_moved(folder: Path, written: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """A recorded setting that is gone or has another value now means that the default moved under the run."""
+def moved(written: Mapping[str, Any], config: Config) -> str:
+    """How a config.json contradicts this config, for a default moved or a setting is gone; "" if it does not."""
     if written["schema"] != SCHEMA:
-        raise Moved(f"{folder} has record schema {written['schema']}, this version reads {SCHEMA}")
-    recorded = written["config"]
-    moved = [f"{path} (was {recorded[path]!r}, now {wanted.get(path)!r})"
+        return f"has record schema {written['schema']}, this version reads {SCHEMA}"
+    recorded, wanted = written["config"], json.loads(json.dumps(flatten(config)))
+    found = [f"{path} (was {recorded[path]!r}, now {wanted.get(path)!r})"
              for path in sorted(recorded) if recorded[path] != wanted.get(path)]  # fmt: skip
-    if moved:
-        raise Moved(f"{folder} was recorded under other values of {', '.join(moved)}; use another --runs folder")
+    return f"was recorded under other values of {', '.join(found)}" if found else ""
 
 
 def read_config(folder: Path) -> Config:
@@ -160,6 +161,15 @@ def recorded_numerics(folder: Path, machine: Machine) -> Machine:
     if (begun := recorded.get("processes", 1)) != machine.processes:
         raise ValueError(f"the run was begun with {begun} processes; start it with as many, not {machine.processes}")
     return replace(machine, **recorded)
+
+
+def eased(folder: Path, machine: Machine) -> Machine:
+    """The machine with the micro-batch that an attempt which ran out of memory left behind (retries.json).
+
+    Equivalent to the one before it, not identical: the same images make up a step, in smaller parts.
+    """
+    micro_batch = (read_json(folder / "retries.json") or {}).get("micro_batch")
+    return machine if micro_batch is None else replace(machine, micro_batch=micro_batch)
 
 
 def record_numerics(folder: Path, machine: Machine) -> None:
@@ -255,39 +265,29 @@ class Claim:
         retire(self.folder, self.token)
 
 
-def claim(folder: Path, token: str) -> Claim | None:
+TAKEOVER = 60.0  # seconds that a process may need to set a dead claim aside, before another does it
+
+
+def claim(folder: Path, token: str, job: Mapping[str, Any] | None = None) -> Claim | None:
     """The claim for this process, or None while another live process holds it.
 
-    A claim whose process is gone is set aside first. Two processes that try at once cannot both succeed: the file is
-    created exclusively.
+    A claim whose process is gone is set aside first. Two processes that try at once cannot both succeed: files are
+    created exclusively and renamed, which file systems of clusters do too.
+
+    Args:
+        job: what this process is to a scheduler: `name` of the job, `task`, and what is worth noting.
     """
-    with _alone(folder):
-        return _claim(folder, token)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time: looking at a claim and moving it away are two steps."""
-    with (folder / ".claim.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel lets go when the process ends
-        yield
-
-
-def _claim(folder: Path, token: str) -> Claim | None:
     holder = read_json(folder / "claim.json")
-    if holder is not None:
-        if alive(holder):
-            return None
-        retire(folder, holder["token"])
+    if holder is not None and ((alive(holder) and not displaced(holder, job)) or not _set_aside(folder, holder)):
+        return None
     mine = {
         "token": token,
         "attempt": len(list((folder / "attempts").glob("*.json"))) + 1,
-        "host": socket.gethostname(),
-        "boot": _boot(),
-        "pid": os.getpid(),
-        "started": _started(os.getpid()),
+        **identity(),
         "time": time.time(),
     }
+    if job is not None:
+        mine["job"] = dict(job)
     scratch = folder / f".claim.{token}"
     scratch.write_text(json.dumps(mine))
     try:
@@ -296,7 +296,34 @@ def _claim(folder: Path, token: str) -> Claim | None:
         return None
     finally:
         scratch.unlink()
+    if holder is not None:
+        again = job is not None and job["name"] == holder.get("job", {}).get("name")
+        append(
+            folder, "end", token=holder["token"], outcome="lost", kind="preempted" if again else "lost",
+            reason="its scheduler started it again" if again else "its process ended without a word",
+        )  # fmt: skip
     return Claim(folder, token)
+
+
+def _set_aside(folder: Path, holder: Mapping[str, Any]) -> bool:
+    """Moves a dead claim among the attempts; False if another process is at that.
+
+    The one that makes the marker does it; looking and moving are two steps, and between them the claim could be
+    another's already.
+    """
+    (folder / "attempts").mkdir(exist_ok=True)
+    turn = 0
+    while True:
+        marker = folder / "attempts" / f".{holder['token']}.takeover{turn}"
+        try:
+            os.close(os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            break
+        except FileExistsError:
+            if time.time() - marker.stat().st_mtime < TAKEOVER:
+                return False
+            turn += 1  # whoever made it has died over it
+    retire(folder, holder["token"])
+    return True
 
 
 def retire(folder: Path, token: str) -> None:
@@ -310,11 +337,34 @@ def retire(folder: Path, token: str) -> None:
             return
 
 
+def identity() -> dict[str, Any]:
+    """What tells this process from every other one."""
+    return {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
 def alive(holder: Mapping[str, Any]) -> bool:
     """Whether the process of a claim still runs here; the start time tells it from another with its number."""
     if holder["host"] != socket.gethostname():
         return True  # another machine's process cannot be seen from here, so it is not ours to take over
     return holder["boot"] == _boot() and holder["started"] == _started(holder["pid"])
+
+
+def displaced(holder: Mapping[str, Any], job: Mapping[str, Any] | None) -> bool:
+    """Whether a claim's process has no right to run any more, though it may: its scheduler has given it up.
+
+    A node that is lost leaves its processes behind. What they still want to write is refused, since their claim is
+    gone. A scheduler that does not answer has given up nothing.
+    """
+    theirs = holder.get("job")
+    if theirs is None:
+        return False
+    if job is not None and (job["name"], job["task"]) == (theirs["name"], theirs["task"]):
+        return True  # the scheduler starts a task again only when it has given up the process before
+    try:
+        elements = queue([theirs["name"]])
+    except Unreachable:
+        return False
+    return not any((element.task or 0) == theirs["task"] and element.state not in FINISHED for element in elements)
 
 
 def _started(pid: int) -> int | None:
@@ -331,6 +381,12 @@ def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+def claims(folder: Path) -> list[dict[str, Any]]:
+    """The claims of all attempts at a run, oldest first; the last may be alive."""
+    paths = [*(folder / "attempts").glob("*.json"), folder / "claim.json"]
+    return sorted((found for path in paths if (found := read_json(path)) is not None), key=lambda one: one["time"])
+
+
 # ---------------------------------------------------------------------------------------------- state
 
 
@@ -343,8 +399,11 @@ class State:
     steps: int = 0
     reason: str = ""
     miou: float | None = None  # newest validation mIoU, per cent
+    best: float | None = None  # best validation mIoU, per cent
     eta: float | None = None  # seconds until trained, as the worker last estimated it
     pid: int | None = None
+    holder: Mapping[str, Any] | None = None  # the claim, whether its process is alive or not
+    time: float | None = None  # when the run was last heard of, seconds, UTC epoch
 
     @property
     def share(self) -> float:
@@ -356,13 +415,16 @@ def state(runs: Path, config: Config, selection: str, conditions: Sequence[Condi
     """The state of a run; never changes anything on disk."""
     folder = runs / run_id(config)
     progress = read_json(folder / "progress.json") or {}
-    known = {"step": progress.get("step", 0), "steps": config.steps, "miou": progress.get("miou")}
+    holder = read_json(folder / "claim.json")
+    known = {
+        "step": progress.get("step", 0), "steps": config.steps, "miou": progress.get("miou"),
+        "best": progress.get("best"), "holder": holder, "time": progress.get("time"),
+    }  # fmt: skip
     if not (folder / "config.json").exists():
         return State(name="missing", steps=config.steps)
     trained = (folder / "result.json").exists()
     if trained and not lacking(folder, selection, conditions):
         return State(name="done", **{**known, "step": config.steps})
-    holder = read_json(folder / "claim.json")
     if holder is not None and alive(holder):
         return State(name="running", pid=holder["pid"], eta=progress.get("eta"), **known)
     if (failure := read_json(folder / "failure.json")) is not None:

@@ -6,13 +6,14 @@ of the table. A cell that two sweeps share is one run.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from itertools import product
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from crm.conditions import Condition, suite
 from crm.config import Config, difference, override, run_id
 from crm.data.specs import DATASETS
-from crm.names import chosen
+from crm.names import chosen, unknown
 
 Overrides = Mapping[str, Any]  # dotted paths to values
 Variants = Mapping[str, Overrides]  # row label to what it changes
@@ -123,6 +124,44 @@ class Sweep:
             for label, config in configs.items()
             for seed in self.seeds
         ]
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """What has a label `row/seed`."""
+
+    @property
+    def label(self) -> str: ...
+
+
+T = TypeVar("T", bound=Labelled)
+
+
+def only(cells: Sequence[T], patterns: Sequence[str] | None) -> list[T]:
+    """The cells that a pattern names, in their order: a row, `row/seed`, or either with * ? []; all without patterns.
+
+    ValueError for a pattern that names none, with the rows that there are.
+    """
+    if not patterns:
+        return list(cells)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        plain = {cell.label for cell in cells if pattern in (_row(cell), cell.label)}
+        found = plain or {cell.label for cell in cells if _fits(cell, pattern)}
+        if not found:
+            rows = dict.fromkeys(_row(cell) for cell in cells)
+            own = [cell.label for cell in cells if pattern.rpartition("/")[0] == _row(cell)]
+            raise unknown("cell" if own else "row", pattern, own or rows)
+        chosen |= found
+    return [cell for cell in cells if cell.label in chosen]
+
+
+def _fits(cell: Labelled, pattern: str) -> bool:
+    return fnmatchcase(_row(cell), pattern) or fnmatchcase(cell.label, pattern)
+
+
+def _row(cell: Labelled) -> str:
+    return cell.label.rpartition("/")[0]
 
 
 def refuse_selection(selection: str, config: Config) -> None:

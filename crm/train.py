@@ -19,6 +19,7 @@ from crm.confusion import iou, miou, released_miou
 from crm.data.dataset import Split, manifest, open_run_split, run_splits
 from crm.data.loader import batches
 from crm.evaluate import evaluate
+from crm.fingerprint import FILE as CODE
 from crm.machine import Machine
 from crm.provenance import provenance
 from crm.records import Claim, append, file_hash, journal, read_json, write_bytes, write_json
@@ -74,7 +75,7 @@ def train(config: Config, machine: Machine, claim: Claim, stop: Stop, tell: Tell
     if chief:
         append(folder, "attempt", **{**read_json(folder / "claim.json"), "step": start, "numerics": machine.numerics()})
 
-    watch = _Watch(config, machine, folder, tell, start, best.get("val_best", {}).get("miou"))
+    watch = _Watch(config, machine, claim, tell, start, best.get("val_best", {}).get("miou"))
     prepared = batches(config, splits["train"], start, machine.loader_workers, trainer.places)
     saved = start
     for number in range(start, config.steps):
@@ -87,7 +88,8 @@ def train(config: Config, machine: Machine, claim: Claim, stop: Stop, tell: Tell
         if done == config.steps or (config.val_every and done % config.val_every == 0):
             for name in best:
                 score = _choose(name, trainer, splits[CHOSEN_ON[name]], claim, done, best)
-                watch.miou = score if name == "val_best" else watch.miou
+                if name == "val_best":
+                    watch.miou, watch.best = score, best[name]["miou"]
         stopping = distributed.any_of(stop())
         if stopping or done == config.steps or done - saved >= machine.checkpoint_every:
             _save(claim, "last", trainer, {"step": done, "best": best, "id": folder.name}, whole=True)
@@ -123,7 +125,7 @@ def _save(claim: Claim, name: str, trainer: Trainer, meta: dict[str, Any], whole
     """A checkpoint, written by the first process while the claim holds; a whole one can be trained further."""
     if distributed.world().chief:
         claim.check()
-        save_checkpoint(claim.folder / "checkpoints" / f"{name}.safetensors", trainer, meta, whole)
+        save_checkpoint(claim.folder / "checkpoints" / f"{name}.safetensors", trainer, meta, whole, claim.check)
 
 
 # ---------------------------------------------------------------------------------------------- choosing checkpoints
@@ -173,6 +175,7 @@ def _matrix(trainer: Trainer, split: Split) -> np.ndarray:
 
 def _write_provenance(folder: Path, machine: Machine, weights: dict[str, Any], *splits: Split) -> None:
     record = provenance({split.name: manifest(split) for split in splits}, weights, machine.device)
+    write_json(folder / CODE, record.pop("code_parts"))
     if diff := record.pop("diff"):
         write_bytes(folder / "uncommitted.diff", diff.encode())
     write_json(folder / "provenance.json", record)
@@ -192,9 +195,9 @@ def _refuse_other_data(folder: Path, *splits: Split) -> None:
 class _Watch:
     """Writes the journal's train lines and progress.json, and tells the watcher."""
 
-    def __init__(self, config: Config, machine: Machine, folder: Path, tell: Tell, start: int, miou: float | None):
-        self.config, self.machine, self.folder, self.tell = config, machine, folder, tell
-        self.start, self.miou = start, miou
+    def __init__(self, config: Config, machine: Machine, claim: Claim, tell: Tell, start: int, miou: float | None):
+        self.config, self.machine, self.claim, self.tell = config, machine, claim, tell
+        self.start, self.miou, self.best = start, miou, miou
         self.seconds = self.since_line = 0.0
         self.lines_at = start
 
@@ -214,8 +217,9 @@ class _Watch:
             self._line(progress, step)
 
     def _line(self, progress: Progress, step: Step) -> None:
+        self.claim.check()
         append(
-            self.folder,
+            self.claim.folder,
             "train",
             step=progress.step,
             total=progress.total,
@@ -227,9 +231,10 @@ class _Watch:
             hidden=step.hidden,
         )
         write_json(
-            self.folder / "progress.json",
+            self.claim.folder / "progress.json",
             {"step": progress.step, "steps": progress.steps, "loss": progress.total, "miou": self.miou,
-             "eta": round(progress.eta, 1), "seconds": round(progress.seconds, 4), "time": time.time()},
+             "best": self.best, "eta": round(progress.eta, 1), "seconds": round(progress.seconds, 4),
+             "time": time.time()},
         )  # fmt: skip
         self.since_line, self.lines_at = 0.0, progress.step
 
@@ -254,8 +259,15 @@ def _finish(config: Config, folder: Path, claim: Claim, model: nn.Module, best: 
             "seconds_per_step": round(seconds / config.steps, 5),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "attempts": sum(line["event"] == "attempt" for line in lines),
+            "identical": _identical(lines),
         },
     )
+
+
+def _identical(lines: list[dict[str, Any]]) -> bool:
+    """Whether all attempts computed alike, so that the same run elsewhere has the same bits; else it is equivalent."""
+    numerics = [line["numerics"] for line in lines if line["event"] == "attempt"]
+    return all(one == numerics[0] for one in numerics)
 
 
 def _spent(lines: list[dict[str, Any]]) -> float:

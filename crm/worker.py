@@ -16,19 +16,23 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from crm.conditions import Condition, condition
 from crm.config import Config
+from crm.failures import reason_of
 from crm.machine import Machine
 from crm.records import (
     Claim,
     Superseded,
     append,
     claim,
+    eased,
     lacking,
     read_config,
     read_json,
@@ -42,14 +46,21 @@ DONE, FAILED, STOPPED, TAKEN = 0, 1, 75, 76
 
 
 class StopFlag:
-    """True once a signal has asked the process to stop; the loop looks at it between steps."""
+    """True once a signal has asked the process to stop, or its time is over; the loop looks at it between steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, until: float | None = None) -> None:
+        """`until`: when its time is over, in seconds of the clock that `time.time` reads."""
         self.set = False
         self.idle = False  # between runs there is no loop to look at it
+        self.until = until
 
     def __call__(self) -> bool:
-        return self.set
+        return self.set or self.over
+
+    @property
+    def over(self) -> bool:
+        """Whether its time is over."""
+        return self.until is not None and time.time() >= self.until
 
     def listen(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
@@ -67,11 +78,16 @@ def attempt(
     token: str,
     selection: str,
     conditions: Sequence[Condition],
-    stop: Callable[[], bool],
+    stop: StopFlag,
     tell: Callable,
+    job: Mapping[str, Any] | None = None,
 ) -> int:
-    """Carries one attempt through and returns its exit code; every ending is recorded in the run folder."""
-    mine = _claimed(folder, token, machine.processes)
+    """Carries one attempt through and returns its exit code; every ending is recorded in the run folder.
+
+    Args:
+        job: what this process is to a scheduler, as `crm.records.claim` wants it.
+    """
+    mine = _claimed(folder, token, machine.processes, job)
     if mine is None:
         return TAKEN
     try:
@@ -86,14 +102,15 @@ def attempt(
         logging.exception("failed: %s", error)
         return FAILED
     if _chief(machine.processes):
-        append(folder, "end", token=mine.token, outcome="done" if finished else "stopped")
+        how = {"outcome": "done"} if finished else {"outcome": "stopped", "kind": "time" if stop.over else "preempted"}
+        append(folder, "end", token=mine.token, **how)
         mine.release()
     return DONE if finished else STOPPED
 
 
-def _claimed(folder: Path, token: str, processes: int) -> Claim | None:
+def _claimed(folder: Path, token: str, processes: int, job: Mapping[str, Any] | None) -> Claim | None:
     """The claim on a run; with several processes the first one's, for all of them."""
-    mine = claim(folder, token) if _chief(processes) else None
+    mine = claim(folder, token, job) if _chief(processes) else None
     if processes > 1:
         from crm.distributed import agreed
 
@@ -131,7 +148,7 @@ def _work(
 
     trained = (mine.folder / "result.json").exists()
     if not trained:
-        machine = recorded_numerics(mine.folder, machine)
+        machine = eased(mine.folder, recorded_numerics(mine.folder, machine))
     if machine.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"this machine has no {machine.device}, on which the run is to be worked on")
     torch.set_num_threads(machine.threads)
@@ -158,9 +175,10 @@ def _record_failure(mine: Claim, error: BaseException) -> None:
         told = read_json(mine.folder / "failure.json")
         if told is None or told["token"] != mine.token:
             step = (read_json(mine.folder / "progress.json") or {}).get("step", 0)
-            failure = {"reason": reason, "step": step, "token": mine.token, "traceback": traceback.format_exc()}
-            write_json(mine.folder / "failure.json", failure)
-            append(mine.folder, "end", token=mine.token, outcome="failed", reason=reason, step=step)
+            kind = "node" if lost else reason_of(error)
+            known = {"kind": kind, "reason": reason, "step": step, "token": mine.token}
+            write_json(mine.folder / "failure.json", {**known, "traceback": traceback.format_exc()})
+            append(mine.folder, "end", outcome="failed", **known)
         mine.release()
     except (OSError, Superseded) as other:
         logging.error("the run folder cannot say why the attempt failed: %s", other)
@@ -185,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not line:
             return DONE
         folder = Path(line.strip())
-        _print_to(folder / "log.txt")
+        print_to(folder / "log.txt")
         code = attempt(folder, machine, uuid4().hex[:16], given.selection, wanted, stop, lambda progress: None)
         try:
             print(folder.name, code, file=answers, flush=True)
@@ -194,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return STOPPED
 
 
-def _print_to(path: Path) -> None:
+def print_to(path: Path) -> None:
     """Sends what this process prints to a file, whoever prints it."""
     with path.open("ab") as log:
         for stream in (sys.stdout, sys.stderr):

@@ -70,8 +70,8 @@ def test_a_plan_says_how_each_row_differs_from_its_baseline_and_what_is_left_out
     assert lines["patch 32"].endswith("(baseline: the base)") and lines["patch 8"].endswith("masking.patch=8")
     assert "left out: patch 64: masking.patch 64 does not divide the padded crop (224, 320)" in said
     plain = json.loads(crm("plan", "ablation_patch_size@pst900_swin_t-released", "--json"))
-    assert plain[-1] == {"variant": "patch 64", "state": "left out", "reason": plain[-1]["reason"]}
-    assert plain[0]["differs"] == {"masking.patch": 4} and len(plain) == 4 * 3 + 1
+    assert list(plain["left_out"]) == ["patch 64"] and "does not divide" in plain["left_out"]["patch 64"]
+    assert plain["cells"][0]["differs"] == {"masking.patch": 4} and len(plain["cells"]) == 4 * 3
 
 
 def test_a_plan_says_what_is_done_with_the_runs_besides():

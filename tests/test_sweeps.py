@@ -260,11 +260,11 @@ def test_plans_of_all_sweeps_load_neither_torch_nor_pandas():
     code = (
         "import sys\n"
         "from crm.cli.options import find_sweep, modules\n"
-        "from crm.cli.sweeps import plan_text, planned\n"
+        "from crm.cli.plan import plan_text, planned\n"
         "from pathlib import Path\n"
         "for name in modules('sweeps'):\n"
         "    name, found = find_sweep(name)\n"
-        "    print(plan_text(name, found, planned(found, found.cells(), Path('nowhere')), 1))\n"
+        "    print(plan_text(name, found, planned(found, found.cells(), Path('nowhere')), 1, Path('nowhere')))\n"
         "assert not {'torch', 'pandas', 'mlflow', 'matplotlib'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -9,7 +9,9 @@ import sys
 
 import typer
 
-from crm.cli import data, diagnose, evaluate, inspect, predict, runs, sweeps, weights
+from crm.cli import cluster, data, diagnose, evaluate, inspect, plan, predict, runs, status, sweeps, weights
+from crm.cluster.folder import Busy
+from crm.cluster.slurm import Unreachable
 
 app = typer.Typer(
     name="crm",
@@ -37,7 +39,10 @@ def root(version: bool = typer.Option(False, "--version", callback=_version, is_
 
 inspect.add_to(app)
 data.add_to(app)
+plan.add_to(app)
 sweeps.add_to(app)
+status.add_to(app)
+cluster.add_to(app)
 runs.add_to(app)
 evaluate.add_to(app)
 predict.add_to(app)
@@ -46,14 +51,20 @@ weights.add_to(app)
 
 
 def main() -> None:
-    """The entry point. What a user got wrong becomes one message and exit code 2; CRM_DEBUG=1 shows the traceback."""
+    """The entry point. What a user got wrong becomes one message and exit code 2; CRM_DEBUG=1 shows the traceback.
+
+    A scheduler that does not answer, or another process at the same sweep, is nobody's mistake: exit code 1.
+    """
     try:
         app()
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except (ValueError, OSError) as error:
+    except plan.Refused as error:
+        typer.echo(f"crm: refused: {error}", err=True)
+        sys.exit(4)
+    except (ValueError, OSError, Unreachable, Busy) as error:
         if os.environ.get("CRM_DEBUG"):
             raise
         typer.echo(f"crm: {error}", err=True)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, (Unreachable, Busy)) else 2)

@@ -15,6 +15,7 @@ from crm.names import chosen, unknown
 from crm.recipes import INIT_22K, RECIPES
 from crm.sweep import Sweep, moved, tiny
 
+SweepName = Annotated[str, typer.Argument(metavar="NAME", help="A sweep, as in `crm list sweeps`.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change a setting (repeatable).")]
 FromScratch = Annotated[
     bool, typer.Option("--from-scratch", help="Start from no weights: the same as --set model.init=none.")
@@ -186,3 +187,12 @@ def duration(seconds: float | None) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def size(count: int) -> str:
+    """Bytes as a person reads them: `512 B`, `38 kB`, `1.2 GB`."""
+    if count < 1000:
+        return f"{count} B"
+    power = min(4, (len(str(count)) - 1) // 3)
+    value = count / 1000**power
+    return f"{value:.1f} {'kMGT'[power - 1]}B" if value < 10 else f"{value:.0f} {'kMGT'[power - 1]}B"
