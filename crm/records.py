@@ -344,7 +344,11 @@ def retire(folder: Path, token: str) -> None:
 
 def identity() -> dict[str, Any]:
     """What tells this process from every other one."""
-    return {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "started": _started(os.getpid())}
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {
+        "host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "started": _started(os.getpid()),
+        **({"gpu": gpu} if gpu else {}),
+    }  # fmt: skip
 
 
 def alive(holder: Mapping[str, Any]) -> bool:

@@ -1,10 +1,15 @@
 """What every test shares."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.slurm.cluster import Cluster
 
 # Tests run on busy machines, and the first example of a property pays for the imports: no deadline per example.
 settings.register_profile("crm", deadline=None, derandomize=True)
@@ -42,3 +47,24 @@ def real_data() -> Path:
     if not (folder / "mfnet" / "test.txt").is_file():
         pytest.skip(f"no real frames in {folder} (set CRM_REAL_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def slurm_of_this_session(worker_number: int) -> Iterator["Cluster"]:
+    """A private Slurm of four nodes, whose arrays end at 501 elements."""
+    from tests.slurm.cluster import bring_up
+
+    yield from bring_up(worker_number, CRM_SLURM_MAX_ARRAY="501")
+
+
+@pytest.fixture(scope="session")
+def worker_number() -> int:
+    """Which of the processes is this that pytest-xdist shares the tests among."""
+    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+
+
+@pytest.fixture
+def slurm(slurm_of_this_session: "Cluster") -> Iterator["Cluster"]:
+    """The private Slurm with no job in it; SLURM_CONF names it."""
+    yield slurm_of_this_session
+    slurm_of_this_session.clean()

@@ -94,7 +94,7 @@ def evaluate_sweep(
     json: bool,
 ) -> None:
     """Evaluates every trained run of a sweep under a suite, and prints a line for each; exits with 3 if all were."""
-    from crm.cli.sweeps import run_cells
+    from crm.cli.local import Places, run_cells
     from crm.confusion import load_evaluation
     from crm.records import evaluation, lacking
     from crm.robustness import scores_of, summary
@@ -115,7 +115,9 @@ def evaluate_sweep(
         machine = machine if own_threads else replace(machine, threads=options.share_of_threads(workers))
         say = (lambda text: None) if json else typer.echo
         try:
-            failed = run_cells(name, found, todo, machine, workers, "local", False, say, json)
+            failed = run_cells(
+                f"{name}+{suite_name}", found, todo, machine, Places(workers=workers), "local", False, say, json
+            )
         except KeyboardInterrupt:
             options.interrupted()
         if failed:

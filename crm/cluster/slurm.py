@@ -9,7 +9,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from crm.names import unknown
 
@@ -94,24 +94,41 @@ def queue(names: Sequence[str]) -> list[Element]:
     A name that is not there is absent. Raises Unreachable.
     """
     # squeue's short form (-o) does not know the number of restarts. The last character is printed after each field.
-    fields = "ArrayJobID:|,ArrayTaskID:|,Name:|,State:|,NodeList:|,RestartCnt:|,EndTime:|,PriorityLong:|,Reason:|"
-    lines = [
-        line
-        for some in _batches(names)
-        for line in _ask(["squeue", "-h", "-r", "-t", "all", "--name", some, "-O", fields]).splitlines()
-    ]
-    return [element for line in lines if (element := _element(line)) is not None]
+    fields = (
+        "ArrayJobID:|,ArrayTaskID:|,Name:|,State:|,NodeList:|,RestartCnt:|,EndTime:|,PriorityLong:|,JobID:|,Reason:|"
+    )
+    lines = waiting = ""
+    for some in _batches(names):
+        waiting += _ask(["squeue", "-h", "-t", "PENDING", "--name", some, "-O", "ArrayJobID:|,ArrayTaskID:|"])
+        lines += _ask(["squeue", "-h", "-r", "-t", "all", "--name", some, "-O", fields])
+    return read_queue(lines, waiting)
 
 
-def _element(line: str) -> Element | None:
-    """One line of squeue; None for one that is no such line."""
-    parts = line.split("|", 8)
-    if len(parts) < 9:
+def read_queue(lines: str, waiting: str = "") -> list[Element]:
+    """What squeue printed for `queue`: a line per element, and the sets of elements that wait.
+
+    Its line per element loses the last element of those that are still one record and of which every second, say,
+    waits (0-498:2). Its sets have all of them, but mix up which are held.
+    """
+    found = [known for line in lines.splitlines() if (known := _element(line)) is not None]
+    shown = {(element.job, element.task) for element, _ in found}
+    like = {element.job: element for element, is_rest in found if is_rest}
+    for line in waiting.splitlines():
+        job, tasks, *_ = (*line.split("|"), "")
+        if job in like and ID.fullmatch(text := f"{job}_[{tasks}]"):
+            found += [(replace(like[job], task=task), True) for _, task in _ids(text) if (job, task) not in shown]
+    return [element for element, _ in found]
+
+
+def _element(line: str) -> tuple[Element, bool] | None:
+    """One line of squeue, and whether it is of those of its array that are still one record; None for other lines."""
+    parts = [part.strip() for part in line.split("|", 9)]
+    if len(parts) < 10:
         return None
-    job, task, name, state, node, restarts, end, priority, why = (part.strip() for part in parts)
+    job, task, name, state, node, restarts, end, priority, record, why = parts
     state, why = word(state), why.rstrip("|")
     waiting = state in WAITING
-    return Element(
+    element = Element(
         job=job,
         task=int(task) if task.isdigit() else None,
         name=name,
@@ -122,6 +139,7 @@ def _element(line: str) -> Element | None:
         end=_moment(end),
         held=waiting and (priority == "0" or why.startswith("JobHeld") or state in ("REQUEUE_HOLD", "SPECIAL_EXIT")),
     )
+    return element, waiting and record == job
 
 
 # Asked for by state, jobs are found by when they ended; otherwise by when they became eligible, which one that was
@@ -137,24 +155,24 @@ def history(names: Sequence[str], days: int = 30) -> list[Ended]:
     """
     fields = "JobID,JobName,State,ExitCode,NodeList,Submit,Start,End"
     command = ["sacct", "-D", "-X", "-n", "-P", "-S", f"now-{days}days", "-E", "now", "-s", ALL_STATES]
-    lines = [
-        line
-        for some in _batches(names)
-        for line in _ask([*command, "--name", some, "-o", fields]).splitlines()
-        if line.strip()
-    ]
-    return _attempts(lines)
+    return read_history("".join(_ask([*command, "-o", fields, "--name", some]) for some in _batches(names)))
 
 
-def _attempts(lines: Sequence[str]) -> list[Ended]:
-    """Lines of sacct in the order in which the attempts were submitted, and numbered by it."""
+def read_history(text: str) -> list[Ended]:
+    """The lines that sacct printed for `history`: in the order in which they were submitted, and numbered by it."""
     rows: list[tuple[str, int | None, float, list[str]]] = []
-    for line in lines:
+    never_ran: dict[tuple[str, int | None], list[str]] = {}
+    for line in text.splitlines():
         parts = line.split("|")
-        if len(parts) != 8:
+        if len(parts) != 8 or not ID.fullmatch(parts[0]):
             continue
-        submitted = _moment(parts[5]) or 0.0
-        rows += [(job, task, submitted, parts) for job, task in _ids(parts[0])]
+        ids, submitted = _ids(parts[0]), _moment(parts[5]) or 0.0
+        if "[" not in parts[0]:
+            rows += [(job, task, submitted, parts) for job, task in ids]
+        elif finished(parts[2]):  # what is left of an array; it names those that have long had lines of their own, too
+            never_ran |= dict.fromkeys(ids, parts)
+    own = {(job, task) for job, task, _, _ in rows}
+    rows += [(job, task, 0.0, parts) for (job, task), parts in never_ran.items() if (job, task) not in own]
     seen: dict[tuple[str, int | None], int] = {}
     found = []
     for job, task, _, parts in sorted(rows, key=lambda row: row[2]):
@@ -167,8 +185,12 @@ def _attempts(lines: Sequence[str]) -> list[Ended]:
 
 def limits() -> Limits:
     """What the controller accepts at once. Raises Unreachable."""
-    told = _ask(["scontrol", "show", "config"])
-    settings = dict(re.findall(r"^(\w+)\s*= (.*?)\s*$", told, re.MULTILINE))
+    return read_limits(_ask(["scontrol", "show", "config"]))
+
+
+def read_limits(text: str) -> Limits:
+    """What `scontrol show config` printed."""
+    settings = dict(re.findall(r"^(\w+)\s*= *(.*?)\s*$", text, re.MULTILINE))
     most = int(settings.get("MaxArraySize", "1001"))
     if at_once := re.search(r"max_array_tasks=(\d+)", settings.get("SchedulerParameters", "")):
         most = min(most, int(at_once[1]))
@@ -276,9 +298,12 @@ def _sets(ids: Sequence[str]) -> Iterator[str]:
             yield f"{job}_[{','.join(texts[start : start + BATCH])}]"
 
 
+ID = re.compile(r"(\d+)(?:\+\d+)?(?:_\[?([\d,\-:.]+)(?:%\d+)?\]?)?")
+
+
 def _ids(text: str) -> list[tuple[str, int | None]]:
     """The jobs that an id of Slurm means: 12, 12_3, 12_[1-3,7%2] (at most two at once), 12_[0-8:4], 12_[1,2,...]."""
-    found = re.fullmatch(r"(\d+)(?:\+\d+)?(?:_\[?([\d,\-:.]+)(?:%\d+)?\]?)?", text.strip())
+    found = ID.fullmatch(text.strip())
     if found is None:
         raise ValueError(f"{text!r} is no id of a Slurm job; those look like 123, 123_4 or 123_[4-7,9]")
     job, tasks = found.groups()
@@ -407,9 +432,10 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _environment(inherited: Mapping[str, str]) -> dict[str, str]:
-    """A person's own settings of squeue, sacct ... would filter and reformat what is read here."""
+    """Times in seconds, sets of elements in full, and none of a person's own filters and formats."""
     own = ("SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_", "SCONTROL_")
-    return {name: value for name, value in inherited.items() if not name.startswith(own)} | {"SLURM_TIME_FORMAT": "%s"}
+    kept = {name: value for name, value in inherited.items() if not name.startswith(own)}
+    return {**kept, "SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0"}
 
 
 def _unreachable(command: Sequence[str], told: str) -> Unreachable:
