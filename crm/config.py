@@ -9,9 +9,11 @@ import ast
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
 from hashlib import sha256
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from crm.names import family, unknown
@@ -21,8 +23,44 @@ T = TypeVar("T", bound=Any)
 SCHEMA = 1  # version of what is written to disk; raised when a reader would misread an older record
 
 
+def _as(old: Any, value: Any, path: str) -> Any:
+    """`value` if it has the type of the field it replaces; JSON's int and list stand in for float and tuple."""
+    if isinstance(old, float) and type(value) is int:
+        return float(value)
+    if isinstance(old, tuple) and isinstance(value, (list, tuple)):
+        if all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in value):
+            if len(value) != len(old):
+                raise ValueError(f"{path} takes {len(old)} numbers, as in {old}, not {value!r}")
+            return tuple(_as(kept, item, path) for kept, item in zip(old, value, strict=True))
+    elif type(value) is type(old):
+        return value
+    raise ValueError(f"{path} takes a {type(old).__name__}, as in {old!r}, not {value!r}")
+
+
+def _check_number(path: str, value: Any) -> None:
+    """Refuses numbers, alone or in a tuple, that are not finite or are negative."""
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ValueError(f"{path} must be a finite number, not {value}")
+        if isinstance(number, (int, float)) and number < 0:
+            raise ValueError(f"{path} must not be negative, but is {value}")
+
+
+class _Part:
+    """A part of a config, its values checked one by one when it is made: a sweep makes thousands that share theirs."""
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__.lower()
+        for f in fields(self):  # type: ignore[arg-type]
+            path, value = f"{name}.{f.name}", getattr(self, f.name)
+            kept = _as(f.default, value, path)  # 1 and 1.0, (1, 2) and [1, 2] must be one run
+            if kept is not value:
+                object.__setattr__(self, f.name, kept)
+            _check_number(path, kept)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class Data(_Part):
     dataset: str = "mf"  # a key of crm.data.specs.DATASETS
     size: tuple[int, int] = (480, 640)  # height, width of a frame in pixels; other frames are resized to it
     crop: tuple[int, int] = (240, 320)  # height, width of a training crop, pixels
@@ -41,7 +79,7 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class Model(_Part):
     # what it starts from: a file of the weights folder (both Swins, or a whole network), a finished run, or "none"
     init: str = "swin_tiny_patch4_window7_224"
     thermal_stem: str = "mean"  # first filters of thermal, from the three of RGB: a key of crm.weights.initial.STEMS
@@ -66,7 +104,7 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Masking:
+class Masking(_Part):
     kind: str = "random_complementary"  # a key of crm.masking.MASKINGS
     shape: str = "patch"  # a key of crm.masking.SHAPES
     ratio: float = 0.5  # share of patches (or of the area) hidden by one mask
@@ -81,7 +119,7 @@ class Masking:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss:
+class Loss(_Part):
     # weights of the terms; a term of weight 0 is not computed, nor are the head passes that only it needs
     fused: float = 1.0  # supervision of the fused features, clean input
     rgb: float = 1.0  # modality-wise supervision, RGB features alone
@@ -107,7 +145,7 @@ class Loss:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optim:
+class Optim(_Part):
     lr: float = 1e-4
     backbone_factor: float = 0.1  # learning rate of both Swins, mask tokens and fusion norms, relative to lr
     weight_decay: float = 0.05
@@ -132,16 +170,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, part in DEFAULTS.items():  # 1 and 1.0, (1, 2) and [1, 2] must be one run
-            given = getattr(self, name)
-            values = {
-                f.name: _as(getattr(part, f.name), getattr(given, f.name), f"{name}.{f.name}") for f in fields(part)
-            }
-            object.__setattr__(self, name, replace(given, **values))
         _check(self)
-
-
-DEFAULTS = {"data": Data(), "model": Model(), "masking": Masking(), "loss": Loss(), "optim": Optim()}
 
 
 def _check(config: Config) -> None:
@@ -164,12 +193,8 @@ def _check(config: Config) -> None:
     ):
         if value not in known:
             raise unknown(path, value, known)
-    for path, value in flatten(config).items():
-        if any(isinstance(number, float) and not math.isfinite(number) for number in (value, *_items(value))):
-            raise ValueError(f"{path} must be a finite number, not {value}")
-        negative = any(isinstance(number, (int, float)) and number < 0 for number in (value, *_items(value)))
-        if negative and path != "seed":
-            raise ValueError(f"{path} must not be negative, but is {value}")
+    for path in ("batch", "steps", "val_every"):
+        _check_number(path, getattr(config, path))
     if not config.optim.lr or not config.optim.clip:
         raise ValueError("optim.lr and optim.clip must be above 0: nothing would be learned")
     if min(*data.size, *data.crop) < 1:
@@ -297,10 +322,6 @@ def _check_network(config: Config) -> None:
             )
 
 
-def _items(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else ()
-
-
 OF_MASKED_INPUT = ("masked", "complementary", "non_local", "rgb_masked", "thermal_masked")  # terms that need one
 SUPERVISED = ("fused", "rgb", "thermal", "masked", "rgb_masked", "thermal_masked")
 # the weighted terms of Loss
@@ -334,20 +355,6 @@ def _nearby(config: Any, prefix: str, path: str) -> list[str]:
     return part or list(flatten(config, prefix))
 
 
-def _as(old: Any, value: Any, path: str) -> Any:
-    """`value` if it has the type of the field it replaces; JSON's int and list stand in for float and tuple."""
-    if isinstance(old, float) and type(value) is int:
-        return float(value)
-    if isinstance(old, tuple) and isinstance(value, (list, tuple)):
-        if all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in value):
-            if len(value) != len(old):
-                raise ValueError(f"{path} takes {len(old)} numbers, as in {old}, not {value!r}")
-            return tuple(_as(kept, item, path) for kept, item in zip(old, value, strict=True))
-    elif type(value) is type(old):
-        return value
-    raise ValueError(f"{path} takes a {type(old).__name__}, as in {old!r}, not {value!r}")
-
-
 def parse_set(text: str, takes: str = "--set takes path=value, as in masking.ratio=0.3") -> tuple[str, Any]:
     """`masking.ratio=0.3` as path and value; what is not a Python literal is a string.
 
@@ -366,11 +373,17 @@ def parse_set(text: str, takes: str = "--set takes path=value, as in masking.rat
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted paths to plain values: the one written form of a config."""
-    flat: dict[str, Any] = {}
-    for f in fields(config):
-        value = getattr(config, f.name)
-        flat |= flatten(value, f"{prefix}{f.name}.") if is_dataclass(value) else {prefix + f.name: value}
-    return flat
+    return {prefix + path: value(config) for path, value in _values(type(config))}
+
+
+@cache
+def _values(kind: type) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
+    """The dotted paths of a dataclass, and what reads each; parts are known by their defaults."""
+    found: list[tuple[str, Callable[[Any], Any]]] = []
+    for f in fields(kind):
+        paths = [f"{f.name}.{path}" for path, _ in _values(type(f.default))] if is_dataclass(f.default) else [f.name]
+        found += [(path, attrgetter(path)) for path in paths]
+    return tuple(found)
 
 
 def difference(config: Config, reference: Config) -> dict[str, Any]:
@@ -385,5 +398,8 @@ def run_id(config: Config) -> str:
     A new field keeps every old id when its default means "as before"; a changed default is caught when its run is
     reopened (`crm.records.open_run`).
     """
-    delta = json.dumps(difference(config, Config()), sort_keys=True)
+    delta = json.dumps(difference(config, STANDARD), sort_keys=True)
     return sha256(delta.encode()).hexdigest()[:12]
+
+
+STANDARD = Config()

@@ -7,6 +7,7 @@ of the table. A cell that two sweeps share is one run.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from itertools import product
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -27,7 +28,7 @@ class Cell:
     seed: int
     config: Config
 
-    @property
+    @cached_property
     def id(self) -> str:
         return run_id(self.config)
 

@@ -78,7 +78,7 @@ def attempt(
     token: str,
     selection: str,
     conditions: Sequence[Condition],
-    stop: StopFlag,
+    stop: Callable[[], bool],
     tell: Callable,
     job: Mapping[str, Any] | None = None,
 ) -> int:
@@ -102,8 +102,12 @@ def attempt(
         logging.exception("failed: %s", error)
         return FAILED
     if _chief(machine.processes):
-        how = {"outcome": "done"} if finished else {"outcome": "stopped", "kind": "time" if stop.over else "preempted"}
-        append(folder, "end", token=mine.token, **how)
+        if finished:
+            append(folder, "end", token=mine.token, outcome="done")
+        else:
+            kind = "time" if isinstance(stop, StopFlag) and stop.over else "preempted"
+            step = (read_json(folder / "progress.json") or {}).get("step", 0)
+            append(folder, "end", token=mine.token, outcome="stopped", kind=kind, step=step)
         mine.release()
     return DONE if finished else STOPPED
 

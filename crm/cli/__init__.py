@@ -9,7 +9,21 @@ import sys
 
 import typer
 
-from crm.cli import cluster, data, diagnose, evaluate, inspect, plan, predict, runs, status, sweeps, weights
+from crm.cli import (
+    clean,
+    cluster,
+    data,
+    diagnose,
+    evaluate,
+    inspect,
+    logs,
+    plan,
+    predict,
+    runs,
+    status,
+    sweeps,
+    weights,
+)
 from crm.cluster.folder import Busy
 from crm.cluster.slurm import Unreachable
 
@@ -48,6 +62,8 @@ evaluate.add_to(app)
 predict.add_to(app)
 diagnose.add_to(app)
 weights.add_to(app)
+logs.add_to(app)
+clean.add_to(app)
 
 
 def main() -> None:

@@ -58,11 +58,11 @@ def carry_out(found: Sweep, cells: Sequence[Cell], machine: Machine, quiet: bool
 
 def _evaluate(found: Sweep, cell: Cell, dataset: str, machine: Machine) -> None:
     from crm.weights.imports import import_run
-    from crm.worker import DONE, StopFlag, attempt
+    from crm.worker import DONE, attempt
 
     folder = machine.runs / cell.id
     made = import_run(folder, found.selection, dataset, machine.runs)
-    code = attempt(made, machine, uuid4().hex[:16], "last", found.conditions, StopFlag(), lambda progress: None)
+    code = attempt(made, machine, uuid4().hex[:16], "last", found.conditions, lambda: False, lambda progress: None)
     if code != DONE:
         failure = read_json(made / "failure.json") or {}
         raise RuntimeError(failure.get("reason", f"run {made.name} is being worked on by another process"))

@@ -142,7 +142,8 @@ def planned(
         line = PlanLine(
             variant=cell.variant, seed=cell.seed, id=cell.id, state=now.name, reason=now.reason, step=now.step,
             steps=now.steps, miou=now.miou, eta=now.eta, log=str(folder / "log.txt"), seconds=None, evaluation=None,
-            hours=None, device="", basis="", bytes=None, reused=_trained_by(folder, made) if trained and not why else "",
+            hours=None, device="", basis="", bytes=None,
+            reused=_trained_by(folder, made) if trained and not why else "",
             stale=str(old or ""), code_known=old is None or old.code is not None, rerun=why,
             differs=differs[cell.variant],
         )  # fmt: skip
@@ -175,7 +176,8 @@ def _cost(history: Any, config: Config, steps: int, conditions: int) -> dict[str
     runs = f"{cost.runs} finished run{'s' * (cost.runs > 1)} of {cost.basis} on {cost.device}"
     written = (size.training if steps else 0) + round((size.condition or 0) * conditions)
     return {
-        "seconds": cost.step * steps, "evaluation": evaluation, "hours": hours, "device": cost.device, "basis": runs, "bytes": written,
+        "seconds": cost.step * steps, "evaluation": evaluation, "hours": hours, "device": cost.device,
+        "basis": runs, "bytes": written,
     }  # fmt: skip
 
 
@@ -216,9 +218,17 @@ def plan_text(name: str, found: Sweep, lines: Sequence[PlanLine], workers: int, 
         if variant in baselines:
             differs = f"(baseline: the base{' with ' if differs else ''}{differs})"
         have, todo = sum(line.state == "done" and not line.rerun for line in own), [line for line in own if line.todo]
-        running = sum(line.state == "running" for line in own)
-        work = f"{len(todo)} to run" + (f", {running} running" if running else "") if todo or running else "reuse"
-        rows.append([variant, f"{have}/{len(own)}", work, options.duration(_seconds(todo)) if todo else "-", differs])
+        states = Counter(line.state for line in own if line.state in ON_ITS_WAY and not line.rerun)
+        work = [f"{len(todo)} to run"] * bool(todo) + [f"{count} {state}" for state, count in states.items()]
+        rows.append(
+            [
+                variant,
+                f"{have}/{len(own)}",
+                ", ".join(work) or "reuse",
+                options.duration(_seconds(todo)) if todo else "-",
+                differs,
+            ]
+        )
     todo = [line for line in lines if line.todo]
     seconds = _seconds(todo)
     text = options.table(rows, ["variant", "have", "work", "time", "differs from its baseline"])
@@ -247,7 +257,7 @@ def _seconds(todo: Sequence[PlanLine]) -> float | None:
     """Training and, where it is known, evaluation; None where one is unknown."""
     if any(line.hours is None for line in todo):
         return None
-    return sum((line.seconds or 0.0) + (line.evaluation or 0.0) for line in todo)
+    return sum(((line.seconds or 0.0) + (line.evaluation or 0.0) for line in todo), 0.0)
 
 
 def _origins(lines: Sequence[PlanLine]) -> list[str]:
