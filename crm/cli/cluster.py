@@ -133,16 +133,16 @@ def ask_again(
 
 def cells_of(
     name: str, sets: list[str] | None, seeds: str, base: str, recipe: str, tiny: bool, runs: Path
-) -> tuple[str, Sweep, list[Cell]]:
-    """A sweep and its cells; as it was started last, unless options say which cells are meant."""
+) -> tuple[str, Sweep, list[Cell], dict[str, Any]]:
+    """A sweep, its cells and the settings changed in them: as it was started last, unless options say what is meant."""
     from crm.cluster.folder import SweepFolder
 
     name, found = options.find_sweep(name, seeds, base, recipe, tiny)
     asked = SweepFolder.of(runs, name).asked()
     changes = options.changes(sets)
     if asked is not None and not changes and not seeds:
-        found, changes = replace(found, seeds=asked.seeds), asked.changes
-    return name, found, found.cells(changes)
+        found, changes = replace(found, seeds=tuple(asked.seeds)), dict(asked.changes)
+    return name, found, found.cells(changes), dict(changes)
 
 
 def with_queue(name: str, lines: Sequence[PlanLine], runs: Path) -> list[PlanLine]:

@@ -54,7 +54,7 @@ def status(
 ) -> None:
     """How a sweep stands: every cell's state, progress and score, and why those that failed did. Touches nothing."""
     folder = options.runs_folder(runs)
-    name, found, cells = cells_of(name, sets, seeds, base, recipe, tiny, folder)
+    name, found, cells, _ = cells_of(name, sets, seeds, base, recipe, tiny, folder)
     if watch and not json:
         _watch(name, found, cells, folder)
         return
