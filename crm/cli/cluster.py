@@ -70,7 +70,7 @@ def submit_sweep(
         given: NAME=VALUE texts for the resources.
         partly: the cells are some of the sweep's; what was asked before stays asked.
     """
-    from crm.cluster import snapshot
+    from crm.cluster import slurm, snapshot
     from crm.cluster.folder import SweepFolder
     from crm.cluster.reconcile import reconcile as look_after
     from crm.cluster.settings import resources
@@ -78,6 +78,9 @@ def submit_sweep(
 
     wanted = resources(home(), given)
     machine = replace(machine, device=wanted.device, threads=wanted.cpus)
+    there = slurm.partitions()  # refuses before anything is written
+    if wanted.partition and not set(wanted.partition.split(",")) <= set(there):
+        raise unknown("partition", wanted.partition, there)
     folder = SweepFolder.of(machine.runs, name)
     for cell in cells:
         open_run(machine.runs, cell.config)
