@@ -33,11 +33,8 @@ def crm(*arguments: str, home: Path, path: str | None = None) -> subprocess.Comp
 def test_the_template_states_every_setting_with_its_default(tmp_path):
     # Uncommented, the file must say what the defaults say: it documents them.
     lines = [line[2:] for line in TEMPLATE.splitlines() if line.startswith("# ") and not line.startswith("# What")]
-    body = [
-        line
-        for line in lines
-        if ("=" in line and not line.startswith("`")) or line.strip() in ("]", '"module load cuda",')
-    ]
+    rest = ("]", '"module load cuda",')  # of the list that stands on lines of its own
+    body = [line for line in lines if ("=" in line and not line.startswith("`")) or line.strip() in rest]
     (tmp_path / FILE).write_text("\n".join(body))
     found = resources(tmp_path)
     shown = {line.partition("=")[0].strip() for line in body if "=" in line}
@@ -237,9 +234,10 @@ def test_without_sbatch_a_sweep_is_refused_in_words_and_nothing_is_left_behind(t
         "sweep", "demo@tiny", "--cluster", "slurm", "--yes", "--slurm", "device=cpu", home=tmp_path, path=str(bare)
     )
     assert done.returncode == 1
-    assert "there is no squeue on the path: this machine has no Slurm" in done.stderr
+    assert "there is no sinfo on the path: this machine has no Slurm" in done.stderr
+    assert "--cluster local" in done.stderr
+    assert not list(tmp_path.glob("runs/*"))
     assert "Traceback" not in done.stderr
-    assert not list(tmp_path.glob("runs/.sweeps/*/submissions/*"))
 
 
 def test_verbs_name_the_sweeps_that_were_started(tmp_path):
@@ -283,7 +281,10 @@ def test_where_no_scheduler_answers_nobody_is_declared_dead(tmp_path, monkeypatc
 
 def test_only_one_of_many_takes_a_dead_claim_over(tmp_path):
     run = open_run(tmp_path, TINY)
-    code = "import os, sys; from pathlib import Path; from crm.records import claim; claim(Path(sys.argv[1]), 'dead'); os._exit(0)"
+    code = (
+        "import os, sys; from pathlib import Path; from crm.records import claim\n"
+        "claim(Path(sys.argv[1]), 'dead'); os._exit(0)"
+    )
     subprocess.run([sys.executable, "-c", code, str(run)], cwd=ROOT, check=True)
     won: list[str] = []
 
