@@ -106,9 +106,14 @@ def run_cells(
 
 
 def mirror_once(name: str, found: Sweep, cells: Sequence[Cell], runs: Path, say: Callable[[str], object]) -> None:
-    """Sends to MLflow what it lacks of runs that were computed elsewhere."""
+    """Sends to an MLflow server what it lacks of runs that were computed on a cluster.
+
+    Without a server nothing is sent: the embedded store is a database in the runs folder, which nodes share there.
+    """
     from crm.mirror import start
 
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        return
     if trouble := start(runs, name, found, cells).finish():
         say(f"tracking: {trouble}; the runs themselves are complete, and the next call sends what is missing")
 
