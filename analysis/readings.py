@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from analysis import robustness_figures as robust
 from analysis.figures import dose_curve
 from analysis.load import Study
-from analysis.stats import LEVEL, broken_stick, seed_means, summary
+from analysis.stats import LEVEL, broken_stick, dose_at, dose_axis, seed_means, summary
 from analysis.tables import HEADLINE, Comparison, Entry, Measure, Shown, bracket, measures, plus_minus, signed, values
 from crm import elsewhere
 from crm.conditions import CLEAN_TEST, MISSING, Condition, Degradation
@@ -79,7 +79,8 @@ def dose(study: Study, compare: Comparison, name: str = "") -> Reading | None:
     notes = [
         f"Best: the {short} with the highest mean. Breaking point: the bend of a line that is level from the best on "
         "and then falls, fitted by least squares to the means over seeds; its 95 % interval is over training seeds and "
-        "test images together (over test images alone where there is one seed). A dash: fewer than "
+        "test images together (over test images alone where there is one seed). The line is straight on the "
+        "figure's axis, logarithmic where the values spread over more than a factor of ten. A dash: fewer than "
         f"{NARROW_ENOUGH} values beyond the best, or no fall that the draws agree on. Below the best: the first value "
         "beyond it whose paired loss against it has an interval below 0."
     ]
@@ -107,14 +108,15 @@ def _breaking(
     shared = sorted(set.intersection(*(set(drawn[variant]) for variant in beyond)))
     if len(beyond) <= NARROW_ENOUGH or not shared:
         return found
-    x = np.array([level[variant] for variant in beyond])
+    doses = np.array(list(level.values()))
+    x = dose_axis(np.array([level[variant] for variant in beyond]), doses)
     curve = seed_means(np.stack([[drawn[v][seed] for seed in shared] for v in beyond]), compare.rng)
     at, slope = broken_stick(x, curve)
     if np.quantile(slope, (1 - LEVEL) / 2) <= 0:  # some draws do not fall
         return found
     point, _ = broken_stick(x, means[best:, None])
-    low, high = np.quantile(at, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {**found, "break": float(point[0]), "low": float(low), "high": float(high)}
+    places = np.array([point[0], *np.quantile(at, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])])
+    return {**found, **dict(zip(("break", "low", "high"), dose_at(places, doses).tolist(), strict=True))}
 
 
 def _at(value: float) -> str:

@@ -90,9 +90,13 @@ def initial_file(init: str, weights: Path | None, runs: Path | None = None) -> P
                 "`crm weights import FOLDER --dataset NAME`. To train from scratch: --from-scratch"
             )
         there = ", ".join(sorted(found.stem for found in path.parent.glob("*.safetensors"))) or "none"
+        get = "Name the file, or the folder of a whole network and --dataset NAME"
+        if init.startswith("swin_"):
+            get = (
+                f"Get {init}.pth from https://github.com/microsoft/Swin-Transformer, or the file of that name from timm"
+            )
         raise FileNotFoundError(
-            f"{path} is missing, and model.init names it (there: {there}). Get {init}.pth from "
-            "https://github.com/microsoft/Swin-Transformer, or the file of that name from timm, then: "
+            f"{path} is missing, and model.init names it (there: {there}). {get}, then: "
             f"crm weights import FILE --name {init}. To train from scratch: --from-scratch"
         )
     return path

@@ -10,14 +10,14 @@ import pytest
 
 from crm.cli.options import find_experiment, find_sweep, modules
 from crm.conditions import CLEAN_TEST
-from crm.config import difference, override, run_id
+from crm.config import alternatives, difference, flatten, override, run_id
 from crm.objective import needed_passes
 from crm.recipes import released
 from crm.records import open_run, read_json
 from crm.sweep import Sweep, moved, tiny
 from crm.worker import DONE, attempt
 from experiments.synthetic_tiny import config as TINY
-from sweeps import COMPUTE_MATCHED, PLAIN
+from sweeps import COMPUTE_MATCHED, PLAIN, added
 from tests.tiny import machine
 
 SWEEPS = modules("sweeps")
@@ -50,11 +50,13 @@ def test_a_sweep_says_its_question_its_hypothesis_its_table_and_its_cost(name):
     assert len(declared(name).cells()) == len(declared(name).variants) * len(declared(name).seeds)
 
 
-@pytest.mark.parametrize("name", sorted(ASKED - {"overhead"}))
+@pytest.mark.parametrize("name", sorted(ASKED))
 def test_a_cost_names_the_rows_and_the_runs_that_there_are(name):
-    doc, sweep = importlib.import_module(f"sweeps.{name}").__doc__ or "", declared(name)
-    runs = len(sweep.cells())
-    assert f"{runs} runs" in " ".join(doc.split())
+    """Rows of alternatives that were added since cost as many runs each as there are seeds, which it says too."""
+    module, sweep = importlib.import_module(f"sweeps.{name}"), declared(name)
+    doc, added = " ".join((module.__doc__ or "").split()), getattr(module, "ADDED", ())
+    rows, seeds = len(sweep.variants) - len(added), len(sweep.seeds)
+    assert f"{rows} rows of {seeds} seed" in doc and f"{rows * seeds} runs" in doc
 
 
 @pytest.mark.parametrize("name", sorted(ASKED))
@@ -195,6 +197,26 @@ def test_the_minimum_grid_is_all_there():
               for mws, sdn in ((False, False), (True, False), (True, True))}  # fmt: skip
     wanted |= {(fusion, "none", mws, False) for fusion in ("max", "concat", "frm_ffm") for mws in (False, True)}
     assert sorted(plain) == sorted(wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [("ablation_fusion", "model.fusion"), ("ablation_masking_type", "masking.kind"),
+     ("ablation_masking_type", "masking.shape"), ("ablation_distillation_form", "loss.distillation"),
+     ("ablation_distillation_form", "loss.teacher"), ("ablation_supervision", "model.fusion_norm"),
+     ("ablation_initialisation", "model.thermal_stem"), ("ablation_fusion", "model.inputs")],
+)  # fmt: skip
+def test_a_question_about_a_family_has_a_row_for_every_member(name, path):
+    """Also for those that were added after the sweep was written."""
+    assert {flatten(config)[path] for config in configs(declared(name)).values()} == set(alternatives(path))
+
+
+def test_an_alternative_without_a_row_gets_one():
+    rows = {"plain": {"model.fusion": "max"}, "other": {"model.fusion": "add"}}
+    new = added("model.fusion", rows, {"batch": 3}, elsewhere=("frm_ffm", "gated"))
+    assert new == {
+        name.replace("_", " "): {"model.fusion": name, "batch": 3} for name in ("average", "concat", "token_exchange")
+    }
 
 
 def test_pst900_has_no_place_in_the_matrix_and_the_reason_is_said():
