@@ -26,7 +26,7 @@ INK, QUIET, RULE, PAPER = "#1c2127", "#66707b", "#dfe3e8", "#fffffe"  # no data 
 BASELINE = "#8a929c"  # the baseline is grey in every figure: what the others are seen against
 SUBJECT = "#d55e00"  # the method under study
 OTHERS = ("#2f8fd0", "#0f9f78", "#c77cb5", "#b8950f", "#7d6fd6", "#a05a2c", "#3aa6a6")  # after Okabe and Ito
-MARKERS = "osD^vPX*h"  # a second sign beside colour
+MARKERS = "osD^vPXph"  # a second sign beside colour
 
 CROWD = 6  # variants; more than so many are drawn with less ink
 

@@ -75,17 +75,17 @@ def dose(study: Study, compare: Comparison, name: str = "") -> Reading | None:
         rows.append((measure.label, [Entry(_at(found["best"])), Entry(_range(found)), Entry(_at(found["below"]))]))
     if not rows:
         return None
-    short = path.rpartition(".")[2]
     notes = [
-        f"Best: the {short} with the highest mean. Breaking point: the bend of a line that is level from the best on "
+        f"Best: the {path} with the highest mean. Breaking point: the bend of a line that is level from the best on "
         "and then falls, fitted by least squares to the means over seeds; its 95 % interval is over training seeds and "
         "test images together (over test images alone where there is one seed). The line is straight on the "
-        "figure's axis, logarithmic where the values spread over more than a factor of ten. A dash: fewer than "
-        f"{NARROW_ENOUGH} values beyond the best, or no fall that the draws agree on. Below the best: the first value "
-        "beyond it whose paired loss against it has an interval below 0."
+        "figure's axis, logarithmic where the values spread over more than a factor of ten. A bend between the last "
+        "two values cannot be told from one at the first of them, so an interval that reaches it goes to the last. A "
+        f"dash: fewer than {NARROW_ENOUGH} values beyond the best, or no fall that the draws agree on. Below the best: "
+        "the first value beyond it whose paired loss against it has an interval below 0."
     ]
     shown = Shown(["best", "breaking point", "first below the best"], rows, notes, first="mIoU")
-    pictures = [dose_curve(lines, short, narrow) for narrow in (False, True)]
+    pictures = [dose_curve(lines, path, narrow) for narrow in (False, True)]
     title = f"Where it breaks{': ' + name if name else ''}"
     frame = pd.DataFrame.from_dict(table, orient="index").rename_axis("measure")
     return Reading(_slug("dose", name), title, f"mIoU against {path}.", shown, frame, pictures)
@@ -115,8 +115,11 @@ def _breaking(
     if np.quantile(slope, (1 - LEVEL) / 2) <= 0:  # some draws do not fall
         return found
     point, _ = broken_stick(x, means[best:, None])
-    places = np.array([point[0], *np.quantile(at, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])])
-    return {**found, **dict(zip(("break", "low", "high"), dose_at(places, doses).tolist(), strict=True))}
+    low, high = np.quantile(at, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    if high == x[-2]:
+        high = x[-1]
+    places = dose_at(np.array([point[0], low, high]), doses)
+    return {**found, **dict(zip(("break", "low", "high"), places.tolist(), strict=True))}
 
 
 def _at(value: float) -> str:

@@ -111,6 +111,17 @@ def test_a_breaking_point_is_estimated_with_an_interval_around_it(tmp_path):
     assert len(found.figures) == 2
 
 
+def test_a_bend_that_may_lie_beyond_the_last_value_but_one_has_an_interval_up_to_the_last(tmp_path):
+    sweep = by_ratio()
+    quality = {ratio: 0.85 if ratio < 0.9 else 0.4 for ratio in RATIOS}
+    fabricate(tmp_path, sweep, {f"ratio {r:g}": Invented(q, 0.2, 0.2) for r, q in quality.items()})
+    study = read(sweep, tmp_path)
+    found = dose(study, Comparison(study, rng()))
+    assert found
+    clean = found.table.loc["clean"]
+    assert clean["break"] == pytest.approx(0.8, abs=0.02) and clean["high"] == pytest.approx(0.9)
+
+
 def test_no_breaking_point_is_claimed_where_nothing_falls(tmp_path):
     sweep = by_ratio()
     fabricate(tmp_path, sweep, {row: Invented(0.8, 0.2, 0.2) for row in sweep.variants})
