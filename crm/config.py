@@ -264,7 +264,11 @@ def _check_terms(config: Config) -> None:
         raise ValueError("loss.temperature must be above 0: logits are divided by it")
     softened = family("distillation.py", "SOFTENED")
     if loss.temperature != Loss.temperature and not (distilled and loss.distillation in softened):
-        why = f"loss.distillation is {loss.distillation!r}" if distilled else "nothing is distilled"
+        why = (
+            f"loss.distillation is {loss.distillation!r}"
+            if distilled
+            else "loss.complementary and loss.non_local are 0"
+        )
         raise ValueError(f"loss.temperature is of loss.distillation {', '.join(map(repr, softened))}, and {why}")
     if loss.teacher == "ema" and distilled and not config.optim.ema:
         raise ValueError("loss.teacher 'ema' is the average of the weights, so optim.ema must be above 0, as in 0.99")
@@ -298,11 +302,15 @@ def _check_network(config: Config) -> None:
             )
         without = ("fused", "complementary") if model.inputs == "late" else ("rgb", "thermal")
         without += ("non_local",)
-        needed = ("rgb", "thermal") if model.inputs == "late" else ("fused",)
+        needed = ("rgb", "thermal") if model.inputs == "late" else ()
         for names, wrong, rule in ((without, True, "must be 0"), (needed, False, "must be above 0")):
             for name in names:
                 if bool(getattr(loss, name)) == wrong:
-                    why = "each network is trained by itself" if model.inputs == "late" else "it has one path, 'fused'"
+                    why = (
+                        "each network is trained by itself"
+                        if model.inputs == "late"
+                        else "it has one path, of loss.fused and loss.masked"
+                    )
                     raise ValueError(f"model.inputs is {model.inputs!r}, so loss.{name} {rule}: {why}")
     if model.sparsity != Model.sparsity and model.fusion != "token_exchange":
         raise ValueError(f"model.sparsity is of model.fusion 'token_exchange', and model.fusion is {model.fusion!r}")

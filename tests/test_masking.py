@@ -232,7 +232,7 @@ REFUSED = {
     ),
     "a temperature of nothing": (
         {"loss.temperature": 2.0, "loss.distillation": "kl", "loss.complementary": 0.0, "loss.non_local": 0.0},
-        "nothing is distilled",
+        "is of loss.distillation 'kl', and loss.complementary and loss.non_local are 0",
     ),
     "a temperature of 0": (
         {"loss.temperature": 0.0, "loss.distillation": "kl"}, "loss.temperature must be above 0",

@@ -1,6 +1,7 @@
 """The declared sweeps: what each asks, that it can be put anywhere, and that its tiny form runs."""
 
 import importlib
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -162,6 +163,31 @@ def test_a_form_that_does_not_exist_is_refused_with_what_would_do(name, argument
         find_sweep(name, **arguments)
 
 
+def test_rows_can_be_left_out_and_the_plan_says_so():
+    _, found = find_sweep("ablation_losses", without=["+ MWS", "w/o SDC"])
+    assert set(declared("ablation_losses").variants) - set(found.variants) == {"+ MWS", "w/o SDC"}
+    assert found.left_out == dict.fromkeys(("+ MWS", "w/o SDC"), "not asked for (--without)")
+    assert found.interaction == ()  # which needs a row that is gone
+    kept = {cell.id for cell in found.cells()}
+    assert kept < {cell.id for cell in declared("ablation_losses").cells()}, "the others are the same runs"
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [("w/o SDX", "no row 'w/o SDX'. Did you mean 'w/o SDC'"), ("max fusion", "baseline 'max fusion'")],
+)
+def test_a_row_that_cannot_be_left_out_is_named(row, reason):
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        find_sweep("ablation_losses", without=[row])
+
+
+def test_a_change_that_one_row_cannot_take_names_the_row():
+    with pytest.raises(ValueError, match=r"row 'RGB only': model.inputs is 'rgb', so model.fusion must stay 'max'"):
+        declared("ablation_fusion").cells({"model.fusion": "gated"})
+    with pytest.raises(ValueError, match=r"^no setting 'model.fusoin'"):
+        declared("ablation_fusion").cells({"model.fusoin": "gated"})
+
+
 # ---------------------------------------------------------------------------------------------- what they compare
 
 
@@ -213,9 +239,10 @@ def test_a_question_about_a_family_has_a_row_for_every_member(name, path):
 
 def test_an_alternative_without_a_row_gets_one():
     rows = {"plain": {"model.fusion": "max"}, "other": {"model.fusion": "add"}}
-    new = added("model.fusion", rows, {"batch": 3}, elsewhere=("frm_ffm", "gated"))
-    assert new == {
-        name.replace("_", " "): {"model.fusion": name, "batch": 3} for name in ("average", "concat", "token_exchange")
+    left = [name for name in alternatives("model.fusion") if name not in ("max", "add", "frm_ffm")]
+    assert "token_exchange" in left
+    assert added("model.fusion", rows, {"batch": 3}, elsewhere=("frm_ffm",)) == {
+        name.replace("_", " "): {"model.fusion": name, "batch": 3} for name in left
     }
 
 

@@ -23,6 +23,7 @@ from crm.cli.options import (
     Seeds,
     Set,
     Tiny,
+    Without,
     Yes,
 )
 from crm.config import Config, difference, override, run_id
@@ -45,11 +46,12 @@ def plan(
     base: Base = "",
     recipe: OfBase = "",
     tiny: Tiny = False,
+    without: Without = None,
     runs: Runs = None,
     json: Json = False,
 ) -> None:
     """What `crm sweep NAME` would do: cells, what is reused, estimated time."""
-    name, found = options.find_sweep(name, seeds, base, recipe, tiny)
+    name, found = options.find_sweep(name, seeds, base, recipe, tiny, without)
     lines = planned(found, found.cells(options.changes(sets)), options.runs_folder(runs))
     options.echo_json(_plan_json(found, lines)) if json else typer.echo(plan_text(name, found, lines, cores()))
 
@@ -62,6 +64,7 @@ def sweep(
     base: Base = "",
     recipe: OfBase = "",
     tiny: Tiny = False,
+    without: Without = None,
     runs: Runs = None,
     data: Data = None,
     cluster: Annotated[str, typer.Option(help="inline (one after another, here) or local (workers).")] = "local",
@@ -80,7 +83,7 @@ def sweep(
     """Runs every cell of a sweep that is missing, interrupted or failed, and evaluates it; shows the plan first."""
     from crm.names import chosen
 
-    name, found = options.find_sweep(name, seeds, base, recipe, tiny)
+    name, found = options.find_sweep(name, seeds, base, recipe, tiny, without)
     sets = options.scratch(sets, from_scratch)
     chosen("cluster", cluster, dict.fromkeys(CLUSTERS))
     folder, data_root = options.runs_folder(runs), options.data_folder(data)
@@ -135,11 +138,12 @@ def status(
     base: Base = "",
     recipe: OfBase = "",
     tiny: Tiny = False,
+    without: Without = None,
     runs: Runs = None,
     json: Json = False,
 ) -> None:
     """How a sweep stands: every cell's state, and why those that failed did."""
-    name, found = options.find_sweep(name, seeds, base, recipe, tiny)
+    name, found = options.find_sweep(name, seeds, base, recipe, tiny, without)
     lines = planned(found, found.cells(options.changes(sets)), options.runs_folder(runs))
     if json:
         options.echo_json([asdict(line) for line in lines])
@@ -154,12 +158,13 @@ def report(
     base: Base = "",
     recipe: OfBase = "",
     tiny: Tiny = False,
+    without: Without = None,
     runs: Runs = None,
     data: Data = None,
     json: Json = False,
 ) -> None:
     """Writes the tables, curves, panels and page of a sweep from its finished runs."""
-    name, found = options.find_sweep(name, seeds, base, recipe, tiny)
+    name, found = options.find_sweep(name, seeds, base, recipe, tiny, without)
     say = _say_nothing if json else typer.echo
     path = write_report(name, found, options.runs_folder(runs), options.data_folder(data), sets, say)
     if json:
