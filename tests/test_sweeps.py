@@ -301,6 +301,7 @@ def test_one_row_of_each_kind_trains_and_is_evaluated(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_row_of_every_tiny_form_trains_and_is_evaluated(tmp_path):
     assert carry_out(tmp_path, tiny_cells().values()) == []
 
