@@ -135,24 +135,19 @@ def ask_again(
 
 
 def cells_of(
-    name: str, sets: list[str] | None, seeds: str, base: str, recipe: str, tiny: bool, runs: Path
+    name: str,
+    sets: list[str] | None,
+    seeds: str,
+    base: str,
+    recipe: str,
+    tiny: bool,
+    runs: Path,
+    without: list[str] | None = None,
 ) -> tuple[str, Sweep, list[Cell], dict[str, Any]]:
     """A sweep, its cells and the settings changed in them: as it was started last, unless options say what is meant."""
     from crm.cluster.folder import SweepFolder
 
-    name, found = options.find_sweep(name, seeds, base, recipe, tiny)
-    asked = SweepFolder.of(runs, name).asked()
-    changes = options.changes(sets)
-    if asked is not None and not changes and not seeds:
-        found, changes = replace(found, seeds=tuple(asked.seeds)), dict(asked.changes)
-    return name, found, found.cells(changes), dict(changes)
-
-
-def with_queue(name: str, lines: Sequence[PlanLine], runs: Path) -> list[PlanLine]:
-    """The plan's cells with what the scheduler has of them: what is queued is not to be submitted again."""
-    from crm.cluster.folder import SweepFolder
-    from crm.cluster.view import look
-
+    name, found = options.find_sweep(name, seeds, base, recipe, tiny, without)
     folder = SweepFolder.of(runs, name)
     if (asked := folder.asked()) is None or asked.cluster != "slurm":
         return list(lines)
