@@ -148,6 +148,18 @@ def cells_of(
     from crm.cluster.folder import SweepFolder
 
     name, found = options.find_sweep(name, seeds, base, recipe, tiny, without)
+    asked = SweepFolder.of(runs, name).asked()
+    changes = options.changes(sets)
+    if asked is not None and not changes and not seeds:
+        found, changes = replace(found, seeds=tuple(asked.seeds)), dict(asked.changes)
+    return name, found, found.cells(changes), dict(changes)
+
+
+def with_queue(name: str, lines: Sequence[PlanLine], runs: Path) -> list[PlanLine]:
+    """The plan's cells with what the scheduler has of them: what is queued is not to be submitted again."""
+    from crm.cluster.folder import SweepFolder
+    from crm.cluster.view import look
+
     folder = SweepFolder.of(runs, name)
     if (asked := folder.asked()) is None or asked.cluster != "slurm":
         return list(lines)
