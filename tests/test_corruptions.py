@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+import crm.corruptions
 from crm.conditions import DEGRADATIONS, IN_THE_NETWORK, SEVERE, Degradation
 from crm.corruptions import (
     AS_THEY_ARE,
@@ -76,7 +77,8 @@ def test_severity_0_is_the_identity(kind):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in SEVERE if kind not in (*IN_THE_NETWORK, *UNORDERED)])
-def test_a_greater_severity_changes_more(kind):
+def test_with_the_same_draws_a_greater_severity_changes_more(kind, monkeypatch):
+    monkeypatch.setattr(crm.corruptions, "generator", lambda *about: rng())
     clean = SPLIT[0].thermal[..., None].astype(float)
     change = [np.abs(seen(kind, severity) - clean).mean() for severity in severities(kind)]
     assert all(worse > 0.98 * better for better, worse in pairwise(change)), change
@@ -84,13 +86,16 @@ def test_a_greater_severity_changes_more(kind):
 
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
-def test_what_is_drawn_differs_between_images_modalities_and_seeds_as_stated(kind):
-    def draws(*about) -> float:
-        return float(generator(kind, *about).random())
+def test_what_is_drawn_differs_between_images_modalities_severities_and_seeds_as_stated(kind):
+    first, *others = severities(kind)
+
+    def draws(*about, severity: float = first) -> float:
+        return float(generator(Degradation(kind=kind, severity=severity), *about).random())
 
     assert (draws("a", "rgb") == draws("b", "rgb")) is (kind in FROZEN)
     assert (draws("a", "rgb") == draws("a", "thermal")) is (kind in TOGETHER)
     assert draws("a", "rgb") != draws("a", "rgb", 1)
+    assert draws("a", "rgb") not in [draws("a", "rgb", severity=other) for other in others]
 
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
@@ -273,7 +278,16 @@ def test_thermal_noise_has_the_sizes_of_the_table(kind, sds):
 
 def test_fixed_pattern_noise_is_the_same_in_all_frames():
     for kind in FROZEN:
-        flat = [apply(grey(size=(8, 9)), kind, 5.0, np.zeros(1), generator(kind, name, "thermal")) for name in "ab"]
+        flat = [
+            apply(
+                grey(size=(8, 9)),
+                kind,
+                5.0,
+                np.zeros(1),
+                generator(Degradation(kind=kind, severity=5.0), name, "thermal"),
+            )
+            for name in "ab"
+        ]
         np.testing.assert_array_equal(*flat)
 
 
