@@ -85,7 +85,7 @@ class Unfinished:
         if count < 1 or (waited < EVERY and not now):
             return
         new = slice(self.images, self.images + count)
-        arrays = {
+        arrays: dict[str, Any] = {
             "confusion": np.stack([evidence.matrices[new] for evidence in found.values()]),
             "calibration": np.stack([evidence.histograms[new] for evidence in found.values()]),
             **{f"pictures_{place}": np.stack(evidence.pictures[new])

@@ -18,7 +18,7 @@ import numpy as np
 
 from crm.conditions import SEVERE, Degradation
 from crm.corruptions import availability, camera, rgb, thermal
-from crm.corruptions.parts import Pixels
+from crm.corruptions.parts import Pixels, level
 from crm.data.frames import Frame
 from crm.data.specs import DatasetSpec
 from crm.names import chosen
@@ -35,6 +35,7 @@ ALWAYS: dict[str, Corrupt] = {
     "missing_route": availability.routed_around,
     "polarity_flip": thermal.polarity_flip,
     "flat_field": thermal.flat_field,
+    "previous_frame": camera.previous_frame,
 }
 # Severity is a share, above 0 and below 1.
 SHARES: dict[str, Corrupt] = {
@@ -73,6 +74,7 @@ LEVELS: dict[str, Corrupt] = {
     "shift": camera.shift,
     "shift_with_label": camera.shift_with_label,
     "rotation": camera.rotation,
+    "time_offset": camera.time_offset,
     "fog": rgb.fog,
     "snow": rgb.snow,
     "low_light": rgb.low_light,
@@ -95,6 +97,7 @@ VERSION = 2  # raised whenever a pixel of any corruption changes; part of every 
 TOKEN = 4  # side of a token, pixels
 NORMALISED = ("nm",)  # take and give pixels as the network gets them: minus mean, over standard deviation
 OBJECTS = ("object_crossover",)  # take the pixels (h, w) of people and vehicles instead of the mean
+EARLIER = ("previous_frame", "time_offset")  # take the picture of an earlier frame instead of the mean
 AS_THEY_ARE = (*NORMALISED, *AMOUNTS, *SHARES, "missing_mean")  # not rounded: floats, or the mean exactly
 
 FROZEN = ("column_noise", "nonuniformity")  # drawn once for all frames of a size
@@ -115,6 +118,11 @@ def corrupt(frame: Frame, modality: str, how: Degradation, spec: DatasetSpec, se
     about = mean
     if how.kind in OBJECTS:
         about = np.isin(frame.label, [i for i, name in enumerate(spec.classes) if name in thermal.WARM])
+    if how.kind in EARLIER:
+        if frame.before is None:
+            raise ValueError(f"{how.kind}: {frame.name} is of no recording, so there is no frame before it")
+        past = frame.before(level(camera.TIME_OFFSET, how.severity or 1.0))
+        about = past.rgb if modality == "rgb" else past.thermal[..., None]
     pixels = raw.astype(np.float32)
     rng = generator(how, frame.name, modality, seed)
     if how.kind not in NORMALISED:
