@@ -181,8 +181,23 @@ def _curve(axes: Axes, records: pd.DataFrame, sweep: Sweep, family: Family, spre
         axes.plot(
             at, np.nanmean(y, axis=0), color=colour[variant], lw=1.7, marker=marker[variant], ms=3.4, mec=PAPER, mew=0.5
         )
-    axes.set_xticks(x, [f"{value:g}" for value in x])
+    axes.set_xticks(x, tick_labels(x))
     axes.grid(axis="x", visible=False)
+
+
+def tick_labels(x: Sequence[float], room: float = 0.1) -> list[str]:
+    """Of ascending places, those labels that do not run into one another; first and last are there.
+
+    Args:
+        room: that a label needs, as a share of the axis.
+    """
+    room *= x[-1] - x[0]
+    labels, free = [], x[0]
+    for value in x:
+        fits = value == x[-1] or free <= value <= x[-1] - room
+        labels.append(f"{value:g}" if fits else "")
+        free = value + room if fits else free
+    return labels
 
 
 def _handles(sweep: Sweep, width: int) -> list[Line2D]:
