@@ -4,8 +4,8 @@ numpy and scipy only. h w = pixels, c = channels (RGB 3, thermal 1). Every funct
 channel, severity, generator) -> pixels. A corruption is one function, whose docstring says what it means, and one line
 in the dict of its kind of severity. The generator depends on (seed, image, modality, kind, severity) alone, so the
 result is the same on any machine, worker count and batch size. What comes out is rounded to whole grey levels, as an
-8-bit camera does, except where AS_THEY_ARE says otherwise; that also takes away the last bits, in which libraries of
-mathematics differ.
+8-bit camera does, except where AS_THEY_ARE says otherwise; that also takes away the last bits, in which processors
+differ.
 
 Not here: glass blur, elastic and spatter of ImageNet-C, which mean nothing to a camera on a road, and frost, which
 needs photographs. On thermal, fog, snow and saturation are not physical, so no suite has them there.
@@ -94,6 +94,8 @@ CORRUPTIONS: dict[str, Corrupt] = {**ALWAYS, **SHARES, **AMOUNTS, **THREE, **LEV
 
 VERSION = 2  # raised whenever a pixel of any corruption changes; part of every evaluation's record
 
+NUDGE = 1e-3  # grey levels, added before rounding: what lies in the middle of two goes up on every processor
+
 TOKEN = 4  # side of a token, pixels
 NORMALISED = ("nm",)  # take and give pixels as the network gets them: minus mean, over standard deviation
 OBJECTS = ("object_crossover",)  # take the pixels (h, w) of people and vehicles instead of the mean
@@ -137,7 +139,7 @@ def apply(pixels: Pixels, kind: str, severity: float, mean: np.ndarray, rng: np.
     if kind in SEVERE and severity == 0:
         return pixels
     made = function(pixels, mean, severity, rng)
-    return made if kind in AS_THEY_ARE else np.rint(made).clip(0, 255).astype(np.float32)
+    return made if kind in AS_THEY_ARE else np.rint(made + np.float32(NUDGE)).clip(0, 255).astype(np.float32)
 
 
 def generator(how: Degradation, image: str, modality: str, seed: int = 0) -> np.random.Generator:

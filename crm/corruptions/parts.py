@@ -30,7 +30,8 @@ def convolved(pixels: Pixels, kernel: np.ndarray) -> Pixels:
     """Each channel with the same odd-sized kernel (i, j); the border is mirrored."""
     up, left = (side // 2 for side in kernel.shape)
     padded = np.pad(pixels, ((up, up), (left, left), (0, 0)), mode="symmetric")
-    return oaconvolve(padded, kernel[..., None].astype(np.float32), mode="valid", axes=(0, 1)).astype(np.float32)
+    # in float64: by Fourier transforms, whose last bits depend on the processor
+    return oaconvolve(padded.astype(np.float64), kernel[..., None], mode="valid", axes=(0, 1)).astype(np.float32)
 
 
 def disk(radius: int | float) -> np.ndarray:
