@@ -8,10 +8,10 @@ PIP_ARGS =
 BIN = .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check
+.PHONY: help setup demo test slurm-test check
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
 setup: .venv/.installed ## install everything into .venv (once: minutes, and 7 GB of disk)
 
@@ -20,6 +20,9 @@ demo: .venv/.installed ## train three small networks, take a modality away, and 
 
 test: .venv/.installed ## run the tests
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+
+slurm-test: .venv/.installed ## run the tests that need a Slurm, on a private one that they bring up and take down
+	$(BIN)/python -m pytest -m slurm tests/slurm tests/chaos
 
 check: .venv/.installed ## lint, formatting and types
 	$(BIN)/ruff check

@@ -246,10 +246,16 @@ def _idle(workers: list[_Worker], queue: Queue, adopted: Sequence[Cell]) -> _Wor
     for worker in workers:
         if worker.cell is None and worker.process.poll() is None:
             return worker
-    used = Counter(worker.gpu for worker in workers if worker.process.poll() is None)
-    used.update((queue.state(cell).holder or {}).get("gpu", "") for cell in adopted)
-    workers.append(_Worker(queue, min(queue.gpus, key=lambda gpu: used[gpu], default="")))
+    used = [worker.gpu for worker in workers if worker.process.poll() is None]
+    used += [(queue.state(cell).holder or {}).get("gpu", "") for cell in adopted]
+    workers.append(_Worker(queue, fewest(queue.gpus, used)))
     return workers[-1]
+
+
+def fewest(gpus: Sequence[str], used: Sequence[str]) -> str:
+    """The GPU with the fewest workers, of which `used` has one entry each; "" where there are no GPUs."""
+    counts = Counter(used)
+    return min(gpus, key=lambda gpu: counts[gpu], default="")
 
 
 def _stop(queue: Queue, workers: Sequence[_Worker], adopted: Sequence[Cell], patience: float = 120.0) -> None:

@@ -1,7 +1,7 @@
 """What every test shares."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from tests.slurm.cluster import Cluster
+    from tests.slurm.project import Home, Project
 
 # Tests run on busy machines, and the first example of a property pays for the imports: no deadline per example.
 settings.register_profile("crm", deadline=None, derandomize=True)
@@ -68,3 +69,46 @@ def slurm(slurm_of_this_session: "Cluster") -> Iterator["Cluster"]:
     """The private Slurm with no job in it; SLURM_CONF names it."""
     yield slurm_of_this_session
     slurm_of_this_session.clean()
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> "Project":
+    """A copy of the project, with sweeps of seconds, that no test may change."""
+    from tests.slurm.project import Project
+
+    return Project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture
+def home(project: "Project", tmp_path: Path) -> "Home":
+    """A place for the runs of those sweeps."""
+    return project.home(tmp_path / "home")
+
+
+@pytest.fixture(scope="session")
+def in_one_process(project: "Project", tmp_path_factory: pytest.TempPathFactory) -> "Home":
+    """The runs of those sweeps, one after another, without any scheduler."""
+    home = project.home(tmp_path_factory.mktemp("undisturbed"))
+    for name, seeds in (("quick", "0,1"), ("other", "0")):
+        home.crm("sweep", name, "--seeds", seeds, "--cluster", "inline", "--yes", "--no-track", "--threads", "1")
+    return home
+
+
+@pytest.fixture
+def assert_undisturbed(in_one_process: "Home") -> "Callable[..., None]":
+    """Compares finished runs, all of a sweep or some by label, with those that nobody disturbed."""
+    from tests.slurm.project import final
+
+    def compare(home: "Home", *labels: str, name: str = "quick") -> None:
+        for label in labels or home.states(name):
+            folder = home.folder(label, name)
+            ours, theirs = final(folder), final(in_one_process.runs / folder.name)
+            for part in theirs:
+                assert ours[part] == theirs[part], f"{part} of {label} in {folder}\n{home.story()}"
+
+    return compare
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=10, help="how much is killed in tests/chaos")
+    parser.addoption("--chaos-seed", type=int, default=0, help="of what is killed in tests/chaos, and when")

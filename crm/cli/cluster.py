@@ -70,7 +70,7 @@ def submit_sweep(
         given: NAME=VALUE texts for the resources.
         partly: the cells are some of the sweep's; what was asked before stays asked.
     """
-    from crm.cluster import snapshot
+    from crm.cluster import slurm, snapshot
     from crm.cluster.folder import SweepFolder
     from crm.cluster.reconcile import reconcile as look_after
     from crm.cluster.settings import resources
@@ -78,6 +78,9 @@ def submit_sweep(
 
     wanted = resources(home(), given)
     machine = replace(machine, device=wanted.device, threads=wanted.cpus)
+    there = slurm.partitions()  # refuses before anything is written
+    if wanted.partition and not set(wanted.partition.split(",")) <= set(there):
+        raise unknown("partition", wanted.partition, there)
     folder = SweepFolder.of(machine.runs, name)
     for cell in cells:
         open_run(machine.runs, cell.config)
@@ -132,17 +135,24 @@ def ask_again(
 
 
 def cells_of(
-    name: str, sets: list[str] | None, seeds: str, base: str, recipe: str, tiny: bool, runs: Path
-) -> tuple[str, Sweep, list[Cell]]:
-    """A sweep and its cells; as it was started last, unless options say which cells are meant."""
+    name: str,
+    sets: list[str] | None,
+    seeds: str,
+    base: str,
+    recipe: str,
+    tiny: bool,
+    runs: Path,
+    without: list[str] | None = None,
+) -> tuple[str, Sweep, list[Cell], dict[str, Any]]:
+    """A sweep, its cells and the settings changed in them: as it was started last, unless options say what is meant."""
     from crm.cluster.folder import SweepFolder
 
-    name, found = options.find_sweep(name, seeds, base, recipe, tiny)
+    name, found = options.find_sweep(name, seeds, base, recipe, tiny, without)
     asked = SweepFolder.of(runs, name).asked()
     changes = options.changes(sets)
     if asked is not None and not changes and not seeds:
-        found, changes = replace(found, seeds=asked.seeds), asked.changes
-    return name, found, found.cells(changes)
+        found, changes = replace(found, seeds=tuple(asked.seeds)), dict(asked.changes)
+    return name, found, found.cells(changes), dict(changes)
 
 
 def with_queue(name: str, lines: Sequence[PlanLine], runs: Path) -> list[PlanLine]:

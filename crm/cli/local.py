@@ -6,10 +6,11 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import typer
 
-from crm.cli import afterwards, options
+from crm.cli import afterwards
 from crm.cli.cluster import ask_again
 from crm.machine import Machine, cores
 from crm.sweep import Cell, Sweep
@@ -66,12 +67,13 @@ def run_cells(
     say: Callable[[str], object],
     quiet: bool,
     partly: bool = False,
-    sets: list[str] | None = None,
+    changes: dict[str, Any] | None = None,
 ) -> dict[str, str]:
     """Runs what is left and returns the failures, label -> reason; mirrors the runs meanwhile.
 
     Args:
         partly: the cells are some of the sweep's; what was asked before stays asked.
+        changes: the settings that were changed in every cell.
     """
     from crm.cli.progress import Board
     from crm.cluster.folder import SweepFolder
@@ -83,7 +85,7 @@ def run_cells(
         open_run(machine.runs, cell.config)  # refuses moved defaults before anything starts
     folder = SweepFolder.of(machine.runs, name)
     if cluster == "local":
-        ask_again(folder, found, cells, machine, cluster, partly, options.changes(sets))
+        ask_again(folder, found, cells, machine, cluster, partly, changes or {})
     queue = Queue(
         cells=cells, machine=machine, selection=found.selection, conditions=found.conditions,
         workers=where.workers, gpus=where.gpus, folder=folder,
@@ -101,6 +103,19 @@ def run_cells(
         elif reason := outcome.unfinished.get(cell.label):
             typer.echo(f"{cell.label} is not finished: {reason}", err=True)
     return {**outcome.failed, **outcome.unfinished}
+
+
+def mirror_once(name: str, found: Sweep, cells: Sequence[Cell], runs: Path, say: Callable[[str], object]) -> None:
+    """Sends to an MLflow server what it lacks of runs that were computed on a cluster.
+
+    Without a server nothing is sent: the embedded store is a database in the runs folder, which nodes share there.
+    """
+    from crm.mirror import start
+
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        return
+    if trouble := start(runs, name, found, cells).finish():
+        say(f"tracking: {trouble}; the runs themselves are complete, and the next call sends what is missing")
 
 
 def then(found: Sweep, cells: Sequence[Cell], machine: Machine, failed: dict[str, str], quiet: bool) -> dict[str, str]:

@@ -56,7 +56,7 @@ def fails(
 ) -> None:
     """The failed cells of a sweep, those that failed in the same way together, and what is done about it."""
     folder = options.runs_folder(runs)
-    name, found, cells = cells_of(name, sets, seeds, base, recipe, tiny, folder)
+    name, found, cells, _ = cells_of(name, sets, seeds, base, recipe, tiny, folder)
     groups = grouped(failures(found, cells, folder))
     if json:
         options.echo_json([_group_json(group) for group in groups])
@@ -171,7 +171,7 @@ def find_cell(runs: Path, target: str) -> Path:
         from crm.cli.runs import find_run
 
         return find_run(runs, target)
-    _, _, started = cells_of(name, None, "", "", "", False, runs)
+    _, _, started, _ = cells_of(name, None, "", "", "", False, runs)
     cells = only(started, [pattern])
     if len(cells) > 1:
         raise ValueError(f"{target!r} could be {', '.join(one.label for one in cells[:5])}; name one of them")

@@ -10,7 +10,7 @@ import typer
 
 from crm.cli import afterwards, options
 from crm.cli.cluster import submit_sweep, with_queue
-from crm.cli.local import detach, places, run_cells, then
+from crm.cli.local import detach, mirror_once, places, run_cells, then
 from crm.cli.options import (
     Base,
     Cache,
@@ -24,8 +24,10 @@ from crm.cli.options import (
     Runs,
     Seeds,
     Set,
+    Slurm,
     SweepName,
     Tiny,
+    Without,
     Yes,
 )
 from crm.cli.plan import MaxGpuHours, Only, Rerun, plan_json, plan_text, planned, refuse_budget
@@ -48,17 +50,13 @@ def sweep(
     base: Base = "",
     recipe: OfBase = "",
     tiny: Tiny = False,
+    without: Without = None,
     runs: Runs = None,
     data: Data = None,
     cluster: Annotated[
         str, typer.Option(help="inline (one after another, here), local (workers here) or slurm.")
     ] = "local",
-    resources: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--slurm", metavar="NAME=VALUE", help="Of a job, as in partition=gpu; see cluster.toml (repeatable)."
-        ),
-    ] = None,
+    resources: Slurm = None,
     chosen_cells: Only = None,
     rerun: Rerun = "",
     max_gpu_hours: MaxGpuHours = None,
@@ -87,7 +85,7 @@ def sweep(
     from crm.names import chosen
     from crm.stale import supersede
 
-    name, found = options.find_sweep(name, seeds, base, recipe, tiny)
+    name, found = options.find_sweep(name, seeds, base, recipe, tiny, without)
     sets = options.scratch(sets, from_scratch)
     chosen("cluster", cluster, dict.fromkeys(CLUSTERS))
     folder, data_root = options.runs_folder(runs), options.data_folder(data)
@@ -123,9 +121,9 @@ def sweep(
         cache=options.cache_folder(cache),
     )
     machine = options.with_machine(machine, how)
+    changes, partly = options.changes(sets), bool(chosen_cells)
     nothing = not left and not (besides and cluster != "slurm")
     if cluster == "slurm" and not nothing:
-        partly, changes = bool(chosen_cells), options.changes(sets)
         done = submit_sweep(name, found, cells, machine, resources or [], partly, changes, held, smoke, say)
         options.echo_json(done) if json else None
         if not done["submitted"]:
@@ -139,7 +137,7 @@ def sweep(
     failed: dict[str, str] = {}
     if cluster != "slurm":
         try:
-            failed = run_cells(name, found, cells, machine, where, cluster, track, say, json, bool(chosen_cells), sets)
+            failed = run_cells(name, found, cells, machine, where, cluster, track, say, json, partly, changes)
             failed = then(found, cells, machine, failed, json)
         except KeyboardInterrupt:
             options.interrupted()
@@ -149,6 +147,8 @@ def sweep(
         options.echo_json({"cells": [asdict(line) for line in after], "failed": failed, "report": written})
     if failed:
         raise typer.Exit(1)
+    if nothing and cluster == "slurm" and track:
+        mirror_once(name, found, cells, folder, say)
     if nothing and not report:
         say("nothing to do: every cell is trained and evaluated, or on its way")
         raise typer.Exit(3)
@@ -161,12 +161,13 @@ def report(
     base: Base = "",
     recipe: OfBase = "",
     tiny: Tiny = False,
+    without: Without = None,
     runs: Runs = None,
     data: Data = None,
     json: Json = False,
 ) -> None:
     """Writes the tables, curves, panels and page of a sweep from its finished runs."""
-    name, found = options.find_sweep(name, seeds, base, recipe, tiny)
+    name, found = options.find_sweep(name, seeds, base, recipe, tiny, without)
     say = _say_nothing if json else typer.echo
     path = write_report(name, found, options.runs_folder(runs), options.data_folder(data), sets, say)
     if json:

@@ -208,13 +208,15 @@ def time_left() -> float | None:
 
     Asks the controller where the job's environment does not say it, so it is not for every step.
     """
-    job = os.environ.get("SLURM_JOB_ID")
+    job, array = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_ARRAY_JOB_ID")
     if not job:
         return None
     end = _moment(os.environ.get("SLURM_JOB_END_TIME", ""))  # newer versions set it
+    if array:  # the id of the whole array may be that of this element too
+        job = f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '')}"
     if end is None:
         try:
-            end = _moment(_ask(["squeue", "-h", "-j", job, "-o", "%e"]).strip())
+            end = _moment(_ask(["squeue", "-h", "-j", job, "-o", "%e"]))
         except Unreachable:
             return None
     return None if end is None else end - time.time()
@@ -425,7 +427,8 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         )  # fmt: skip
     except FileNotFoundError:
         raise Unreachable(
-            f"there is no {command[0]} on the path: this machine has no Slurm, or its module is not loaded"
+            f"there is no {command[0]} on the path: this machine has no Slurm, or its module is not loaded. "
+            "Run this on a login node, or take --cluster local"
         ) from None
     except subprocess.TimeoutExpired:
         raise Unreachable(f"{command[0]} has not answered within {TIMEOUT:.0f} s; try again later") from None

@@ -21,11 +21,11 @@ PATIENCE = 90.0  # seconds; a deadline for what takes seconds on an idle machine
 T = TypeVar("T")
 
 
-def until(look: Callable[[], T], what: str, seconds: float = PATIENCE) -> T:
-    """Looks until it sees something true, and returns that."""
+def until(look: Callable[[], T], what: str, seconds: float = PATIENCE, story: Callable[[], str] = str) -> T:
+    """Looks until it sees something true, and returns that; `story` is told if that never comes."""
     deadline = time.monotonic() + seconds
     while not (seen := look()):
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain for: {what}"
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain for: {what}\n{story()}"
         time.sleep(0.1)
     return seen
 
@@ -122,15 +122,19 @@ class Cluster:
         until(self._empty, "an empty queue")
         until(self._idle, f"idle nodes; there are {told('sinfo', '-h', '-N', '-p', 'main', '-o', '%N %T %E')}")
 
-    def orphans(self) -> list[psutil.Process]:
-        """The processes of this cluster's steps and their children, those included that Slurm has lost."""
-        steps = [step for step in psutil.process_iter() if self._is_step(step)]
+    def orphans(self, node: str = "") -> list[psutil.Process]:
+        """The processes of this cluster's steps, of one node or of all, and their children.
+
+        Those included that Slurm has lost.
+        """
+        steps = [step for step in psutil.process_iter() if self._is_step(step, self.root / "spool" / node)]
         return [*(child for step in steps for child in step.children(recursive=True)), *steps]
 
-    def _is_step(self, process: psutil.Process) -> bool:
+    def _is_step(self, process: psutil.Process, below: Path) -> bool:
         try:
+            links = Path(f"/proc/{process.pid}/fd").iterdir()
             return process.name().startswith("slurmstepd") and any(
-                Path(os.readlink(link)).is_relative_to(self.root) for link in Path(f"/proc/{process.pid}/fd").iterdir()
+                Path(os.readlink(link)).is_relative_to(below) for link in links
             )
         except (OSError, psutil.NoSuchProcess):
             return False
@@ -142,11 +146,19 @@ class Cluster:
         return not left
 
     def _idle(self) -> bool:
-        states = dict(line.split() for line in told("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T").splitlines())
-        wrong = [node for node, state in states.items() if state.rstrip("*") not in ("idle", "completing", "allocated")]
-        if wrong:  # a node that was lost, or that Slurm has drained because a job was twice on it
+        return set(self.mend().values()) == {"idle"}
+
+    def mend(self) -> dict[str, str]:
+        """Puts nodes back to work that were lost, or that Slurm has drained because a job was on them twice.
+
+        Returns the states of the nodes before; nothing where the controller does not answer.
+        """
+        done = subprocess.run(["sinfo", "-h", "-N", "-p", "main", "-o", "%N %T"], capture_output=True, text=True)
+        states = dict(line.split() for line in done.stdout.splitlines())
+        wrong = [node for node, state in states.items() if state.startswith(("down", "drain", "fail", "unknown"))]
+        if wrong:
             subprocess.run(["scontrol", "update", f"nodename={','.join(wrong)}", "state=resume"], capture_output=True)
-        return set(states.values()) == {"idle"}
+        return states
 
 
 def _found(name: str) -> str:

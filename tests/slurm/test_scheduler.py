@@ -1,9 +1,12 @@
 """The scheduler as its commands show it, on a real Slurm. What that cannot show is in tests/test_slurm_lines.py."""
 
 import os
+import shlex
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +14,7 @@ from crm.cluster import slurm as scheduler
 from crm.cluster.slurm import Element, Ended, Unreachable
 from tests.slurm.cluster import Cluster, told, until
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slurm
 
 
@@ -141,13 +145,17 @@ def test_limits_and_partitions(slurm: Cluster):
     assert sbatch("--array=0-501").startswith("the array is larger than Slurm's MaxArraySize")
 
 
-def test_the_time_left_of_a_job(slurm: Cluster, monkeypatch):
-    job = slurm.submit("sleep 60", "--time=7")
-    slurm.in_state(job, "RUNNING")
-    monkeypatch.setenv("SLURM_JOB_ID", job)
-    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
-    left = scheduler.time_left()
-    assert left is not None and 300 < left <= 421
+def test_every_job_knows_the_time_that_is_left_to_it(slurm: Cluster, tmp_path):
+    code = "import sys; from crm.cluster.slurm import time_left; print(time_left(), file=open(sys.argv[1], 'w'))"
+    script = f"{sys.executable} -c {shlex.quote(code)} {tmp_path}/$SLURM_ARRAY_TASK_ID"
+    slurm.submit(script, "--time=7", "--array=0-2", f"--chdir={ROOT}")
+    slurm.submit(script + "alone", "--time=7", f"--chdir={ROOT}")
+    for name in ("0", "1", "2", "alone"):
+        told = until(lambda name=name: (tmp_path / name).exists() and (tmp_path / name).read_text(), f"job {name}")
+        assert 300 < float(told) <= 421
+
+
+def test_without_a_job_no_time_is_left_or_known(slurm: Cluster, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "99999")
     assert scheduler.time_left() is None
 
