@@ -166,7 +166,7 @@ def test_a_budget_refuses_what_costs_more_and_what_nobody_knows(tmp_path):
     wanted = list(lines(tmp_path, "CRM").values())
     hours = sum(line.hours or 0.0 for line in wanted)
     refuse_budget(wanted, hours * 1.001)
-    with pytest.raises(Refused, match="the 1 runs would cost about"):
+    with pytest.raises(Refused, match="the runs to do, 1, would cost about"):
         refuse_budget(wanted, hours * 0.999)
     refuse_budget([line for line in wanted if not line.todo], 0.0)
 

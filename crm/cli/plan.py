@@ -202,8 +202,8 @@ def refuse_budget(lines: Sequence[PlanLine], hours: float) -> None:
         )
     if (total := sum((line.hours or 0.0 for line in todo), 0.0)) > hours:
         raise Refused(
-            f"--max-gpu-hours {hours:g}: the {len(todo)} runs would cost about {_hours(total, todo)}; --only and "
-            "--seeds take fewer of them"
+            f"--max-gpu-hours {hours:g}: the runs to do, {len(todo)}, would cost about {_hours(total, todo)}; "
+            "--only and --seeds take fewer of them"
         )
 
 
