@@ -7,6 +7,7 @@ their meaning and what carries them out stand in `crm.corruptions`; here are the
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 from crm.names import chosen, family, unknown
@@ -62,7 +63,7 @@ class Condition:
         if self.seed < 0 or (self.seed and self.rgb == self.thermal == CLEAN):
             raise ValueError(f"seed {self.seed}: a condition's seed is 0 or more, and a clean condition draws nothing")
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The condition's name in files, tables and frames, as in `test.rgb=missing_mean`; clean parts are left out."""
         parts = [self.split]

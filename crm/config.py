@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from hashlib import sha256
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -171,6 +171,11 @@ class Config:
 
     def __post_init__(self) -> None:
         _check(self)
+
+    @cached_property
+    def _id(self) -> str:
+        delta = json.dumps(difference(self, STANDARD), sort_keys=True)
+        return sha256(delta.encode()).hexdigest()[:12]
 
 
 def _check(config: Config) -> None:
@@ -398,8 +403,7 @@ def run_id(config: Config) -> str:
     A new field keeps every old id when its default means "as before"; a changed default is caught when its run is
     reopened (`crm.records.open_run`).
     """
-    delta = json.dumps(difference(config, STANDARD), sort_keys=True)
-    return sha256(delta.encode()).hexdigest()[:12]
+    return config._id
 
 
 STANDARD = Config()

@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,12 @@ class History:
 
     def cost(self, config: Config) -> Cost | None:
         """What a run of this config costs; None where nothing is known."""
-        exact = same(flat(config))
+        if not self._by_settings:
+            return None
+        settings = flat(config)
+        exact = same(settings)
         if exact not in self._costs:
-            self._costs[exact] = self._cost(exact, SAME) or self._cost(similar(flat(config)), SIMILAR)
+            self._costs[exact] = self._cost(exact, SAME) or self._cost(similar(settings), SIMILAR)
         return self._costs[exact]
 
     def size(self, config: Config) -> Size | None:
@@ -124,7 +127,8 @@ def _finished(runs: Path) -> Iterator[tuple[dict[str, Any], _Past]]:
             continue
         numerics = read_json(folder / "numerics.json") or {}
         device = numerics.get("device", "cpu").partition(":")[0]
-        settings = {**known, **written["config"]}  # a setting that is new has its default, which means "as before"
+        # a setting that is new has its default, which means "as before"; one that is gone counts for nothing
+        settings = {path: written["config"].get(path, value) for path, value in known.items()}
         yield settings, _Past(folder, result["seconds_per_step"], device, numerics.get("processes", 1))
 
 
@@ -135,20 +139,24 @@ def flat(config: Config) -> dict[str, Any]:
 
 def same(settings: Mapping[str, Any]) -> str:
     """Equal for runs that differ in their seed alone."""
-    return json.dumps({path: value for path, value in settings.items() if path != "seed"}, sort_keys=True)
+    return repr([value for path, value in settings.items() if path != "seed"])
+
+
+@cache
+def _shared() -> tuple[str, ...]:
+    """The settings that decide what one step computes, but for the terms of the loss."""
+    apart = ("seed", "steps", "val_every", "test_best")
+    return tuple(
+        path
+        for path in flatten(Config())
+        if path not in apart and path.partition(".")[0] not in ("loss", "masking", "optim")
+    )
 
 
 def similar(settings: Mapping[str, Any]) -> str:
     """Equal for runs whose steps do the same passes through the same network with as many pixels."""
-    apart = ("seed", "steps", "val_every", "test_best")
-    kept = {
-        path: value
-        for path, value in settings.items()
-        if path not in apart and path.partition(".")[0] not in ("loss", "masking", "optim")
-    }
-    kept["terms"] = [term for term in TERMS if settings[f"loss.{term}"] > 0]
-    kept["masked"] = settings["masking.kind"] != "none"
-    return json.dumps(kept, sort_keys=True)
+    terms = [term for term in TERMS if settings[f"loss.{term}"] > 0]
+    return repr([[settings[path] for path in _shared()], terms, settings["masking.kind"] != "none"])
 
 
 def _evaluation_seconds(folder: Path) -> float | None:

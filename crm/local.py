@@ -1,7 +1,8 @@
 """The local queue: N workers at a time on this machine, each in a session of its own.
 
 Workers outlive this process: if it is killed they finish their run, and the next call adopts them. So nothing here is
-the truth; what runs, what is done and what failed is read from the run folders.
+the truth; what runs, what is done and what failed is read from the run folders, and what nobody is to start from the
+sweep's holds. What is done about an attempt that failed or was killed is data (crm.failures.REASONS), as on a cluster.
 """
 
 import json
@@ -11,19 +12,24 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
+from crm import failures
+from crm.cluster.folder import SweepFolder
 from crm.conditions import Condition
 from crm.config import TERMS
 from crm.machine import Machine
-from crm.records import State, open_run, state
+from crm.records import State, append, open_run, read_json, retire, state
+from crm.retries import halve, may_retry
 from crm.sweep import Cell
-from crm.worker import FAILED, TAKEN, StopFlag, attempt
+from crm.worker import DONE, FAILED, STOPPED, TAKEN, StopFlag, attempt
 
 POLL = 0.5  # seconds between looks
+BREAKER = 2  # runs with the same traceback, after which no other is started
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +41,8 @@ class Queue:
     selection: str
     conditions: Sequence[Condition]
     workers: int  # how many run at once
+    gpus: Sequence[str] = ()  # as CUDA_VISIBLE_DEVICES takes them; each worker sees one. None: whatever is visible
+    folder: SweepFolder | None = None  # of the sweep, whose holds count
 
     def state(self, cell: Cell) -> State:
         return state(self.machine.runs, cell.config, self.selection, self.conditions)
@@ -42,6 +50,11 @@ class Queue:
     def states(self) -> dict[str, State]:
         """The state of every cell, by label."""
         return {cell.label: self.state(cell) for cell in self.cells}
+
+    def holds(self) -> dict[str, str]:
+        """Why cells are not to be started, by label."""
+        held = self.folder.holds() if self.folder else {}
+        return {cell.label: held[cell.id]["why"] for cell in self.cells if cell.id in held}
 
 
 @dataclass
@@ -53,12 +66,17 @@ class Outcome:
 
 
 Show = Callable[[dict[str, State]], None]
+Say = Callable[[str], None]
 
 
-def run_local(queue: Queue, show: Show) -> Outcome:
-    """Works until every cell is done or has been tried in this call; `show` gets all states at every look.
+def run_local(queue: Queue, show: Show, say: Say = print) -> Outcome:
+    """Works until every cell is done, has been tried as often as the policy says, or is held.
 
     KeyboardInterrupt checkpoints and stops the workers, also the adopted ones, then goes on up.
+
+    Args:
+        show: gets all states at every look.
+        say: gets what is worth a line: retries, holds.
     """
     waiting = sorted(queue.cells, key=_work, reverse=True)  # longest first: no worker ends up alone
     workers: list[_Worker] = []
@@ -70,21 +88,31 @@ def run_local(queue: Queue, show: Show) -> Outcome:
             for worker in list(workers):
                 if (ended := worker.answer()) is not None:
                     cell, code = ended
-                    if code == TAKEN:
-                        waiting.append(cell)  # somebody else was faster; it is adopted at the next look
+                    if code == TAKEN or _again(queue, cell, code, say):
+                        waiting.append(cell)  # taken: somebody else was faster; it is adopted at the next look
                     else:
                         _settle(outcome, cell, queue.state(cell), code)
+                        states = queue.states()
+                        _break(queue, waiting, states, say)
                 if worker.process.poll() is not None:
                     workers.remove(worker)
-            adopted = [cell for cell in adopted if states[cell.label].name == "running"]
+            for cell in [cell for cell in adopted if states[cell.label].name != "running"]:
+                adopted.remove(cell)
+                if states[cell.label].name == "failed":
+                    outcome.failed[cell.label] = states[cell.label].reason
+                elif states[cell.label].name != "done":
+                    waiting.append(cell)
             busy = sum(worker.cell is not None for worker in workers) + len(adopted)
+            holds = queue.holds()
             for cell in list(waiting):
                 if states[cell.label].name == "running":
                     adopted.append(cell)
+                elif cell.label in holds and states[cell.label].name != "done":
+                    outcome.unfinished[cell.label] = holds[cell.label]
                 elif states[cell.label].name != "done":
                     if busy >= queue.workers:
                         continue
-                    _idle(workers, queue).give(cell, open_run(queue.machine.runs, cell.config))
+                    _idle(workers, queue, adopted).give(cell, open_run(queue.machine.runs, cell.config))
                     busy += 1
                 waiting.remove(cell)
             show(states)
@@ -99,6 +127,51 @@ def run_local(queue: Queue, show: Show) -> Outcome:
     return outcome
 
 
+def _again(queue: Queue, cell: Cell, code: int, say: Say) -> bool:
+    """Whether a cell whose attempt has ended is to be tried again, as the policy says; prepares that."""
+    run = queue.machine.runs / cell.id
+    if code in (DONE, STOPPED) or cell.label in queue.holds():
+        return False
+    if code == FAILED:
+        kind = (read_json(run / "failure.json") or {}).get("kind", "unknown")
+    else:
+        kind = _bury(run, code)
+    action = failures.REASONS[kind].action
+    if action == failures.MORE_MEMORY or not may_retry(run, kind, queue.machine.processes):
+        return False  # this machine has no more memory than it had
+    if action == failures.HALVE:
+        halve(run, queue.machine.processes)
+    say(f"{cell.label}: {failures.REASONS[kind].words}")
+    return True
+
+
+def _bury(run: Path, code: int) -> str:
+    """Writes the last word of an attempt whose process was killed, and takes its claim away; the kind of the end."""
+    if (holder := read_json(run / "claim.json")) is None:
+        return "lost"
+    name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    step = (read_json(run / "progress.json") or {}).get("step", 0)
+    append(
+        run, "end", token=holder["token"], outcome="lost", kind="lost", reason=f"its worker ended by {name}", step=step
+    )
+    retire(run, holder["token"])
+    return "lost"
+
+
+def _break(queue: Queue, waiting: list[Cell], states: dict[str, State], say: Say) -> None:
+    """Holds what waits, if runs fail one after another with the same traceback."""
+    if queue.folder is None:
+        return
+    failed = {cell.id: read_json(queue.machine.runs / cell.id / "failure.json") for cell in queue.cells
+              if states[cell.label].name == "failed"}  # fmt: skip
+    worst = failures.outbreak({id: failure for id, failure in failed.items() if failure}, BREAKER)
+    left = [cell for cell in waiting if states[cell.label].name not in ("done", "running") and cell.id not in worst]
+    if worst and left:
+        why = f"{len(worst)} runs failed with the same traceback: crm fails {queue.folder.name}"
+        queue.folder.hold([cell.id for cell in left], "breaker", why)
+        say(f"{why}; {len(left)} runs are held until crm release {queue.folder.name}")
+
+
 def _work(cell: Cell) -> int:
     """How long a cell takes, in no unit: images seen times the terms computed for each."""
     terms = sum(getattr(cell.config.loss, term) > 0 for term in TERMS)
@@ -110,7 +183,8 @@ def _settle(outcome: Outcome, cell: Cell, now: State, code: int) -> None:
     if now.name == "failed":
         outcome.failed[cell.label] = now.reason
     elif code < 0:
-        outcome.unfinished[cell.label] = f"its worker was killed by {signal.Signals(-code).name}; run again to resume"
+        name = signal.Signals(-code).name
+        outcome.unfinished[cell.label] = f"its worker was killed by {name} again and again; run again to resume"
     elif now.name != "done":
         outcome.unfinished[cell.label] = f"stopped before its end ({now.name}); run again to resume"
 
@@ -118,8 +192,9 @@ def _settle(outcome: Outcome, cell: Cell, now: State, code: int) -> None:
 class _Worker:
     """One worker process and the cell it is at."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, gpu: str) -> None:
         machine = queue.machine
+        self.gpu = gpu  # the one that it sees; "" for what is visible anyway
         command = [
             sys.executable, "-m", "crm.worker",
             "--selection", queue.selection,
@@ -132,7 +207,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C and a closed terminal reach this process only
-            env={**os.environ, **threads},
+            env={**os.environ, **threads, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})},
             cwd=Path(__file__).resolve().parents[1],
             text=True,
             bufsize=1,
@@ -166,13 +241,21 @@ class _Worker:
         self.process.stdin.close()
 
 
-def _idle(workers: list[_Worker], queue: Queue) -> _Worker:
-    """A worker without a cell, a new one if there is none."""
+def _idle(workers: list[_Worker], queue: Queue, adopted: Sequence[Cell]) -> _Worker:
+    """A worker without a cell; if there is none a new one, on the GPU that has the fewest, others' workers counted."""
     for worker in workers:
         if worker.cell is None and worker.process.poll() is None:
             return worker
-    workers.append(_Worker(queue))
+    used = [worker.gpu for worker in workers if worker.process.poll() is None]
+    used += [(queue.state(cell).holder or {}).get("gpu", "") for cell in adopted]
+    workers.append(_Worker(queue, fewest(queue.gpus, used)))
     return workers[-1]
+
+
+def fewest(gpus: Sequence[str], used: Sequence[str]) -> str:
+    """The GPU with the fewest workers, of which `used` has one entry each; "" where there are no GPUs."""
+    counts = Counter(used)
+    return min(gpus, key=lambda gpu: counts[gpu], default="")
 
 
 def _stop(queue: Queue, workers: Sequence[_Worker], adopted: Sequence[Cell], patience: float = 120.0) -> None:

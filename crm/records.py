@@ -130,7 +130,8 @@ def moved(written: Mapping[str, Any], config: Config) -> str:
     """How a config.json contradicts this config, for a default moved or a setting is gone; "" if it does not."""
     if written["schema"] != SCHEMA:
         return f"has record schema {written['schema']}, this version reads {SCHEMA}"
-    recorded, wanted = written["config"], json.loads(json.dumps(flatten(config)))
+    recorded = written["config"]
+    wanted = {path: list(value) if isinstance(value, tuple) else value for path, value in flatten(config).items()}
     found = [f"{path} (was {recorded[path]!r}, now {wanted.get(path)!r})"
              for path in sorted(recorded) if recorded[path] != wanted.get(path)]  # fmt: skip
     return f"was recorded under other values of {', '.join(found)}" if found else ""
@@ -191,7 +192,11 @@ def refuse_gone(folder: Path) -> None:
 
 def lacking(folder: Path, selection: str, conditions: Sequence[Condition]) -> list[Condition]:
     """The conditions this run has not been evaluated under."""
-    return [condition for condition in conditions if not evaluation(folder, selection, condition).exists()]
+    try:
+        there = set(os.listdir(folder / "evals" / selection))  # one look for all: a suite has hundreds
+    except FileNotFoundError:
+        return list(conditions)
+    return [condition for condition in conditions if f"{condition.name}.npz" not in there]
 
 
 # ---------------------------------------------------------------------------------------------- journal
@@ -339,7 +344,11 @@ def retire(folder: Path, token: str) -> None:
 
 def identity() -> dict[str, Any]:
     """What tells this process from every other one."""
-    return {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "started": _started(os.getpid())}
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {
+        "host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "started": _started(os.getpid()),
+        **({"gpu": gpu} if gpu else {}),
+    }  # fmt: skip
 
 
 def alive(holder: Mapping[str, Any]) -> bool:
@@ -414,14 +423,14 @@ class State:
 def state(runs: Path, config: Config, selection: str, conditions: Sequence[Condition]) -> State:
     """The state of a run; never changes anything on disk."""
     folder = runs / run_id(config)
+    if not (folder / "config.json").exists():
+        return State(name="missing", steps=config.steps)
     progress = read_json(folder / "progress.json") or {}
     holder = read_json(folder / "claim.json")
     known = {
         "step": progress.get("step", 0), "steps": config.steps, "miou": progress.get("miou"),
         "best": progress.get("best"), "holder": holder, "time": progress.get("time"),
     }  # fmt: skip
-    if not (folder / "config.json").exists():
-        return State(name="missing", steps=config.steps)
     trained = (folder / "result.json").exists()
     if trained and not lacking(folder, selection, conditions):
         return State(name="done", **{**known, "step": config.steps})

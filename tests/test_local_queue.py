@@ -12,8 +12,11 @@ import psutil
 import pytest
 
 from crm.checkpoint import load_checkpoint
-from crm.records import read_json
-from tests.tiny import TINY_SETS
+from crm.cli.local import Places, places
+from crm.failures import REASONS
+from crm.local import Queue, _Worker, fewest
+from crm.records import raw_lines, read_json
+from tests.tiny import TINY_SETS, machine
 
 ROOT = Path(__file__).resolve().parents[1]
 CRM = [sys.executable, "-c", "from crm.cli import main; main()"]
@@ -144,17 +147,87 @@ def test_a_killed_sweep_loses_nothing_and_ends_with_the_same_numbers(undisturbed
         assert (tmp_path / "runs" / run / "result.json").stat().st_mtime_ns == when, f"{run} was trained again"
 
 
-def test_a_killed_worker_is_reported_and_the_next_call_resumes_its_run(undisturbed, tmp_path):
+def test_a_killed_worker_is_reported_and_its_run_resumed_at_once(undisturbed, tmp_path):
     process = start(tmp_path, "--workers", "1")
     until(lambda: list(tmp_path.glob("runs/*/progress.json")), process)
-    claim = read_json(next(tmp_path.glob("runs/*/claim.json")))
-    os.kill(claim["pid"], signal.SIGKILL)
+    path = next(tmp_path.glob("runs/*/claim.json"))
+    claimed = path.parent.name
+    os.kill(read_json(path)["pid"], signal.SIGKILL)
     output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1
-    assert "killed by SIGKILL; run again to resume" in output
-    assert len(results(tmp_path)) == 5, "the other cells went on"
+    assert process.returncode == 0, output
+    assert "killed without a word: resumed from the last checkpoint" in output
+    assert results(tmp_path) == results(undisturbed)
+    run = tmp_path / "runs" / claimed
+    ends = [line for line in raw_lines(run / "journal.jsonl") if line["event"] == "end"]
+    assert [(line["outcome"], line.get("kind")) for line in ends] == [("lost", "lost"), ("done", None)]
+
+
+def test_a_worker_that_is_killed_every_time_is_given_up_after_as_many_tries_as_the_policy_allows(tmp_path):
+    environment = {"CRM_FAULT": "kill last.safetensors 1"}
+    done = crm(*SWEEP, "--only", "CRM/0", home=tmp_path, env=environment)
+    assert done.returncode == 1
+    assert "killed by SIGKILL again and again" in done.stderr
+    (run,) = tmp_path.glob("runs/*/journal.jsonl")
+    lost = [line for line in raw_lines(run) if line["event"] == "end" and line["outcome"] == "lost"]
+    assert len(lost) == 1 + REASONS["lost"].limit
+
+
+def test_out_of_memory_is_answered_with_half_the_images_at_once(tmp_path):
+    # Each worker process runs out of memory at its second step: at once 2 images, then 1, then no less is possible.
+    done = crm(*SWEEP, "--only", "CRM/0", home=tmp_path, env={"CRM_FAULT": "memory step 2"})
+    assert "half the micro-batch" in done.stdout
+    (run,) = (path.parent for path in tmp_path.glob("runs/*/journal.jsonl"))
+    assert read_json(run / "retries.json") == {"micro_batch": 1}
+    assert read_json(run / "result.json")["identical"] is False
+    assert done.returncode == 0, done.stderr
+
+
+def test_held_cells_wait_cancelled_workers_leave_and_both_go_on_when_asked(undisturbed, tmp_path):
+    process = start(tmp_path, "--workers", "1")
+    until(lambda: list(tmp_path.glob("runs/*/progress.json")), process)
+    held = crm("hold", "demo", "--only", "plain fusion", "--yes", home=tmp_path)
+    assert held.returncode == 0, held.stderr
+    cancelled = crm("cancel", "demo", "--only", "CRM", "--only", "modality*", "--yes", home=tmp_path)
+    assert cancelled.returncode == 0, cancelled.stderr
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1, output
+    states = {line["state"] for line in json.loads(crm("status", "demo", "--json", home=tmp_path).stdout)}
+    assert states <= {"held", "cancelled", "done"} and {"held", "cancelled"} <= states
+    assert crm("release", "demo", "--yes", home=tmp_path).returncode == 0
+    assert crm("retry", "demo", "--yes", home=tmp_path).returncode == 0
     assert crm(*SWEEP, home=tmp_path).returncode == 0
     assert results(tmp_path) == results(undisturbed)
+
+
+def test_left_alone_the_queue_survives_whoever_started_it(undisturbed, tmp_path):
+    begun = crm(*SWEEP, "--detach", home=tmp_path)
+    assert begun.returncode == 0, begun.stderr
+    assert "in the background" in begun.stdout
+    deadline = time.monotonic() + PATIENCE
+    while len(results(tmp_path)) < 6 or list(tmp_path.glob("runs/*/claim.json")):
+        assert time.monotonic() < deadline, (tmp_path / "runs/.sweeps/demo/queue.log").read_text()
+        time.sleep(0.5)
+    assert results(tmp_path) == results(undisturbed)
+
+
+def test_workers_are_dealt_out_to_gpus_several_on_each():
+    assert places(0, "cuda", "0,1", 2, 12) == Places(workers=4, gpus=("0", "1"))
+    assert places(3, "cuda", "0,1", 1, 12).workers == 2
+    assert places(0, "cuda", "0,1", 2, 3).workers == 3
+    assert fewest(("0", "1"), ["0", "1", "0"]) == "1"
+    assert fewest((), ["0"]) == ""
+    with pytest.raises(ValueError, match="add --device cuda"):
+        places(0, "cpu", "0", 1, 3)
+    with pytest.raises(ValueError, match="names one twice"):
+        places(0, "cuda", "0,0", 1, 3)
+
+
+def test_a_worker_sees_the_gpu_that_it_was_given(tmp_path):
+    queue = Queue(cells=[], machine=machine(tmp_path), selection="last", conditions=[], workers=1, gpus=("3",))
+    worker = _Worker(queue, "3")
+    assert psutil.Process(worker.process.pid).environ()["CUDA_VISIBLE_DEVICES"] == "3"
+    worker.dismiss()
+    assert worker.process.wait(PATIENCE) == 0
 
 
 def test_interrupting_checkpoints_the_workers_and_leaves_everything_resumable(undisturbed, tmp_path):

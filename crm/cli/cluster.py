@@ -1,5 +1,8 @@
-"""Sweeps on a Slurm cluster: submitting one, and the verbs that act on what was submitted."""
+"""Submitting sweeps to Slurm, and the verbs that act on what was started, there or on this machine."""
 
+import os
+import signal
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from crm.cluster.folder import Asked, SweepFolder
     from crm.cluster.view import Look, Seen
 
-Submitted = Annotated[str, typer.Argument(metavar="NAME", help="A sweep that was given to a cluster.")]
+Submitted = Annotated[str, typer.Argument(metavar="NAME", help="A sweep that was started.")]
 PATIENCE = 60.0  # seconds that a person waits for a job which looks after the sweep at the same moment
 
 
@@ -56,9 +59,9 @@ def submit_sweep(
     machine: Machine,
     given: Sequence[str],
     partly: bool,
+    changes: dict[str, Any],
     held: bool,
     smoke: bool,
-    arguments: Sequence[str],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Hands the cells to Slurm and returns at once; says what was submitted.
@@ -66,35 +69,26 @@ def submit_sweep(
     Args:
         given: NAME=VALUE texts for the resources.
         partly: the cells are some of the sweep's; what was asked before stays asked.
-        arguments: of the command that does what the sweep does with finished runs besides.
     """
-    from crm.cluster import snapshot
-    from crm.cluster.folder import Asked, SweepFolder
+    from crm.cluster import slurm, snapshot
+    from crm.cluster.folder import SweepFolder
     from crm.cluster.reconcile import reconcile as look_after
     from crm.cluster.settings import resources
     from crm.records import open_run
 
     wanted = resources(home(), given)
     machine = replace(machine, device=wanted.device, threads=wanted.cpus)
+    there = slurm.partitions()  # refuses before anything is written
+    if wanted.partition and not set(wanted.partition.split(",")) <= set(there):
+        raise unknown("partition", wanted.partition, there)
     folder = SweepFolder.of(machine.runs, name)
     for cell in cells:
         open_run(machine.runs, cell.config)
-    asked = Asked(
-        name=name,
-        title=found.title,
-        cells=[{"variant": cell.variant, "seed": cell.seed, "id": cell.id} for cell in cells],
-        selection=found.selection,
-        conditions=[condition.name for condition in found.conditions],
-        cluster="slurm",
-        machine=machine.written(),
-        resources=asdict(wanted),
-        snapshot=str(snapshot.take(machine.runs)),
-        smoke=smoke,
-        afterwards=list(arguments) if afterwards.words(found) else [],
-    )
-    with folder.lease(PATIENCE):
-        folder.ask(asked, partly)
-        _again(folder, [cell.id for cell in cells])
+    ask_again(
+        folder, found, cells, machine, "slurm", partly, changes, resources=asdict(wanted),
+        snapshot=str(snapshot.take(machine.runs)), smoke=smoke,
+        afterwards=bool(afterwards.words(found)),
+    )  # fmt: skip
     report = look_after(folder, patience=PATIENCE, held=held)
     count = len(report.submitted)
     if count:
@@ -102,6 +96,56 @@ def submit_sweep(
     for line in report.words:
         say(line)
     return asdict(report)
+
+
+def ask_again(
+    folder: "SweepFolder",
+    found: Sweep,
+    cells: Sequence[Cell],
+    machine: Machine,
+    cluster: str,
+    partly: bool,
+    changes: dict[str, Any],
+    **more: Any,
+) -> None:
+    """Records what is wanted of a sweep; what has failed or was cancelled may be tried again, for a person asks for it.
+
+    Args:
+        partly: the cells are some of the sweep's; what was asked before stays asked.
+        changes: the settings that were changed in every cell.
+        more: fields of Asked that the cluster needs.
+    """
+    from crm.cluster.folder import Asked
+
+    asked = Asked(
+        name=folder.name,
+        title=found.title,
+        cells=[{"variant": cell.variant, "seed": cell.seed, "id": cell.id} for cell in cells],
+        selection=found.selection,
+        conditions=[condition.name for condition in found.conditions],
+        cluster=cluster,
+        machine=machine.written(),
+        changes=changes,
+        seeds=list(found.seeds),
+        **{"resources": {}, "snapshot": "", **more},
+    )
+    with folder.lease(PATIENCE):
+        folder.ask(asked, partly)
+        _again(folder, [cell.id for cell in cells])
+
+
+def cells_of(
+    name: str, sets: list[str] | None, seeds: str, base: str, recipe: str, tiny: bool, runs: Path
+) -> tuple[str, Sweep, list[Cell], dict[str, Any]]:
+    """A sweep, its cells and the settings changed in them: as it was started last, unless options say what is meant."""
+    from crm.cluster.folder import SweepFolder
+
+    name, found = options.find_sweep(name, seeds, base, recipe, tiny)
+    asked = SweepFolder.of(runs, name).asked()
+    changes = options.changes(sets)
+    if asked is not None and not changes and not seeds:
+        found, changes = replace(found, seeds=tuple(asked.seeds)), dict(asked.changes)
+    return name, found, found.cells(changes), dict(changes)
 
 
 def with_queue(name: str, lines: Sequence[PlanLine], runs: Path) -> list[PlanLine]:
@@ -151,7 +195,9 @@ def reconcile(name: Submitted, runs: Runs = None, json: Json = False) -> None:
     """
     from crm.cluster.reconcile import reconcile as look_after
 
-    folder, _ = find(name, runs)
+    folder, asked = find(name, runs)
+    if asked.cluster == "local":
+        raise ValueError(f"{name} runs on this machine, where crm sweep {name} does all of that")
     report = look_after(folder, patience=PATIENCE)
     if json:
         options.echo_json(asdict(report))
@@ -182,7 +228,6 @@ def hold(name: Submitted, only: Only = None, runs: Runs = None, yes: Yes = False
 def release(name: Submitted, only: Only = None, runs: Runs = None, yes: Yes = False, json: Json = False) -> None:
     """Lets held runs of a sweep start, whoever held them."""
     from crm.cluster import slurm
-    from crm.cluster.reconcile import reconcile as look_after
 
     folder, asked = find(name, runs)
     chosen = [seen for seen in _seen(folder, asked, only) if seen.name == "held"]
@@ -194,6 +239,16 @@ def release(name: Submitted, only: Only = None, runs: Runs = None, yes: Yes = Fa
                 _forget_smoke(folder, asked, seen.id)
         folder.unhold(seen.id for seen in chosen)
         slurm.release([seen.element.id for seen in chosen if seen.element is not None and seen.live])
+    _go_on(folder, asked, json)
+
+
+def _go_on(folder: "SweepFolder", asked: "Asked", json: bool) -> None:
+    """Submits what may start now; on this machine nothing starts by itself."""
+    from crm.cluster.reconcile import reconcile as look_after
+
+    if asked.cluster == "local":
+        typer.echo(f"crm sweep {folder.name} starts them, unless it is at work now", err=json)
+        return
     for line in look_after(folder, patience=PATIENCE).words:
         typer.echo(line, err=json)
 
@@ -230,8 +285,19 @@ def cancel(
         with folder.lease(PATIENCE):
             folder.hold([seen.id for seen in chosen], "cancel", f"cancelled: crm retry {name} starts it again")
             slurm.cancel([seen.element.id for seen in chosen if seen.element is not None and seen.live])
+            for seen in chosen:
+                _stop_here(seen)
             if not only:
                 _cancel_others(folder)
+
+
+def _stop_here(seen: "Seen") -> None:
+    """Asks a worker of this machine to write its checkpoint and to leave; of another one's nothing is known."""
+    from crm.cluster.view import worked_on_here
+
+    holder = seen.files.holder or {}
+    if worked_on_here(seen) and holder["host"] == socket.gethostname():
+        os.kill(holder["pid"], signal.SIGTERM)
 
 
 def _cancel_others(folder: "SweepFolder") -> None:
@@ -267,7 +333,6 @@ def retry(
     json: Json = False,
 ) -> None:
     """Starts failed and cancelled runs of a sweep again, from their last checkpoints; attempts are counted anew."""
-    from crm.cluster.reconcile import reconcile as look_after
     from crm.failures import REASONS
     from crm.names import chosen as known
     from crm.records import read_json
@@ -287,18 +352,17 @@ def retry(
         folder.unhold(seen.id for seen in chosen)
         for seen in chosen:
             _forgive(folder, seen.id)
-    for line in look_after(folder, patience=PATIENCE).words:
-        typer.echo(line, err=json)
+    _go_on(folder, asked, json)
 
 
 def find(name: str, runs: Path | None) -> tuple["SweepFolder", "Asked"]:
-    """A sweep that was given to a cluster; ValueError names those there are."""
+    """A sweep that was started; ValueError names those there are."""
     from crm.cluster.folder import SweepFolder
 
     folder = SweepFolder.of(options.runs_folder(runs), name)
     if (asked := folder.asked()) is None:
         there = sorted(path.parent.name for path in folder.path.parent.glob("*/asked.json"))
-        raise unknown("sweep on a cluster", name, there)
+        raise unknown("started sweep", name, there)
     return folder, asked
 
 

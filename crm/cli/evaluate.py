@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from crm.cli import options
-from crm.cli.options import Data, Device, Json, Runs
+from crm.cli.options import Data, Device, Json, Runs, Slurm
 from crm.cli.runs import Threads, carry_out, checkpoint_file, find_run, matching_runs, run_machine
 from crm.cli.scores import number, print_scores
 from crm.conditions import suite
@@ -45,6 +45,8 @@ def evaluate(
     workers: Annotated[
         int, typer.Option("--workers", "-j", min=0, help="Runs of a sweep at once. [default: one per core]")
     ] = 0,
+    cluster: Annotated[str, typer.Option(help="Of a sweep: local, or slurm, which returns at once.")] = "local",
+    resources: Slurm = None,
     json: Json = False,
 ) -> None:
     """Evaluates a trained run, or weights from elsewhere, or all runs of a sweep, under a suite of conditions.
@@ -60,12 +62,15 @@ def evaluate(
     chosen("selection", selection, dict.fromkeys(SELECTIONS))
     conditions = suite(suite_name)
     chosen("subset", subset or "day", dict.fromkeys(("day", "night")))
+    chosen("cluster", cluster, dict.fromkeys(("local", "slurm")))
     if target.partition("@")[0] in options.modules("sweeps"):
         for name, given in (("--on", on), ("--per-class", per_class), ("--without", without)):
             if given:
                 raise ValueError(f"{name} is about one run, and {target} is a sweep")
         machine = run_machine(options.runs_folder(runs), options.data_folder(data), device, threads)
-        evaluate_sweep(target, suite_name, selection, subset, machine, workers, bool(threads), json)
+        evaluate_sweep(
+            target, suite_name, selection, subset, machine, workers, bool(threads), cluster, resources or [], json
+        )
         return
     folder, selection = find_target(options.runs_folder(runs), target, on, selection, options.data_folder(data))
     for name in without or []:
@@ -91,17 +96,19 @@ def evaluate_sweep(
     machine: Machine,
     workers: int,
     own_threads: bool,
+    cluster: str,
+    resources: list[str],
     json: bool,
 ) -> None:
     """Evaluates every trained run of a sweep under a suite, and prints a line for each; exits with 3 if all were."""
-    from crm.cli.sweeps import run_cells
+    from crm.cli.cluster import cells_of, submit_sweep
+    from crm.cli.local import Places, run_cells
     from crm.confusion import load_evaluation
     from crm.records import evaluation, lacking
     from crm.robustness import scores_of, summary
 
-    name, found = options.find_sweep(target)
+    name, found, cells, changes = cells_of(target, None, "", "", "", False, machine.runs)
     found = replace(found, suite=suite_name, selection=selection)
-    cells = found.cells()
     trained = [cell for cell in cells if (machine.runs / cell.id / "result.json").exists()]
     if not trained:
         raise ValueError(f"no run of {name} is trained yet; crm sweep {name} trains them")
@@ -110,12 +117,28 @@ def evaluate_sweep(
     for cell in trained:
         checkpoint_file(machine.runs / cell.id, selection)
     todo = [cell for cell in trained if lacking(machine.runs / cell.id, selection, found.conditions)]
+    say = (lambda text: None) if json else typer.echo
+    if todo and cluster == "slurm":
+        done = submit_sweep(f"{name}+{suite_name}", found, todo, machine, resources, True, changes, False, False, say)
+        options.echo_json(done) if json else None
+        return
     if todo:
         workers = min(workers or cores(), len(todo))
         machine = machine if own_threads else replace(machine, threads=options.share_of_threads(workers))
-        say = (lambda text: None) if json else typer.echo
         try:
-            failed = run_cells(name, found, todo, machine, workers, "local", False, say, json)
+            failed = run_cells(
+                f"{name}+{suite_name}",
+                found,
+                todo,
+                machine,
+                Places(workers=workers),
+                "local",
+                False,
+                say,
+                json,
+                True,
+                changes,
+            )
         except KeyboardInterrupt:
             options.interrupted()
         if failed:

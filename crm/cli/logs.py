@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from crm.cli import options
+from crm.cli.cluster import cells_of
 from crm.cli.options import Base, Json, OfBase, Runs, Seeds, Set, SweepName, Tiny
 from crm.failures import REASONS, Attempt, attempts, kind_of, last_frame, signature, spent
 from crm.records import alive, raw_lines, read_json, state
@@ -54,9 +55,9 @@ def fails(
     json: Json = False,
 ) -> None:
     """The failed cells of a sweep, those that failed in the same way together, and what is done about it."""
-    name, found = options.find_sweep(name, seeds, base, recipe, tiny)
     folder = options.runs_folder(runs)
-    groups = grouped(failures(found, found.cells(options.changes(sets)), folder))
+    name, found, cells, _ = cells_of(name, sets, seeds, base, recipe, tiny, folder)
+    groups = grouped(failures(found, cells, folder))
     if json:
         options.echo_json([_group_json(group) for group in groups])
     elif groups:
@@ -170,8 +171,8 @@ def find_cell(runs: Path, target: str) -> Path:
         from crm.cli.runs import find_run
 
         return find_run(runs, target)
-    _, found = options.find_sweep(name)
-    cells = only(found.cells(), [pattern])
+    _, _, started, _ = cells_of(name, None, "", "", "", False, runs)
+    cells = only(started, [pattern])
     if len(cells) > 1:
         raise ValueError(f"{target!r} could be {', '.join(one.label for one in cells[:5])}; name one of them")
     folder = runs / cells[0].id

@@ -25,6 +25,10 @@ Data = Annotated[
     Path | None, typer.Option("--data", envvar="CRM_DATA", help="A data set's folder, or one that holds several.")
 ]
 Seeds = Annotated[str, typer.Option("--seeds", metavar="0,1,2", help="Other seeds than the sweep's own.")]
+Slurm = Annotated[
+    list[str] | None,
+    typer.Option("--slurm", metavar="NAME=VALUE", help="Of a job, as in partition=gpu; see cluster.toml (repeatable)."),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Recipe = Annotated[str, typer.Option("--recipe", help="clean, or released: with the quirks of the released code.")]
@@ -82,11 +86,15 @@ def find_sweep(name: str, seeds: str = "", base: str = "", recipe: str = "", sma
     """A sweep in one of its forms, and the name of that form, which is also a name to find it by.
 
     `demo` is as declared, `demo@kp_swin_t` on that experiment, `demo@kp_swin_t-released` in that recipe too,
-    `demo@released` in that recipe, `demo@tiny` the tiny form.
+    `demo@released` in that recipe, `demo@tiny` the tiny form; `demo+paper` is any of them evaluated under that suite.
 
     Args:
         seeds: others than its own, as in `0,1,2`.
     """
+    name, plus, suite_name = name.partition("+")
+    if plus:
+        name, found = find_sweep(name, seeds, base, recipe, small)
+        return f"{name}+{suite_name}", replace(found, suite=suite_name)
     plain, at, form = name.partition("@")
     if at:
         if base or recipe or small:

@@ -35,6 +35,10 @@ class Board:
         if self.live:
             self.live.stop()
 
+    def say(self, text: str) -> None:
+        """A line that stays on the screen."""
+        self.console.print(escape(text), soft_wrap=True)
+
     def show(self, states: dict[str, State]) -> None:
         """Takes the newest state of every cell."""
         self._tell_changes(states)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from crm.cli import options
+from crm.cli.cluster import cells_of
 from crm.cli.options import Base, Json, OfBase, Runs, Seeds, Set, SweepName, Tiny
 from crm.sweep import Cell, Sweep
 
@@ -52,8 +53,8 @@ def status(
     json: Json = False,
 ) -> None:
     """How a sweep stands: every cell's state, progress and score, and why those that failed did. Touches nothing."""
-    name, found = options.find_sweep(name, seeds, base, recipe, tiny)
-    cells, folder = found.cells(options.changes(sets)), options.runs_folder(runs)
+    folder = options.runs_folder(runs)
+    name, found, cells, _ = cells_of(name, sets, seeds, base, recipe, tiny, folder)
     if watch and not json:
         _watch(name, found, cells, folder)
         return
@@ -91,7 +92,7 @@ def stand(name: str, found: Sweep, cells: Sequence[Cell], runs: Path) -> tuple[l
     folder = SweepFolder.of(runs, name)
     asked = folder.asked()
     seen, notes = {}, []
-    if asked is not None and asked.cluster == "slurm":
+    if asked is not None:
         from crm.cluster.view import look
 
         now = look(folder, asked)

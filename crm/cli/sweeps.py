@@ -10,6 +10,7 @@ import typer
 
 from crm.cli import afterwards, options
 from crm.cli.cluster import submit_sweep, with_queue
+from crm.cli.local import detach, mirror_once, places, run_cells, then
 from crm.cli.options import (
     Base,
     Cache,
@@ -23,12 +24,13 @@ from crm.cli.options import (
     Runs,
     Seeds,
     Set,
+    Slurm,
     SweepName,
     Tiny,
     Yes,
 )
 from crm.cli.plan import MaxGpuHours, Only, Rerun, plan_json, plan_text, planned, refuse_budget
-from crm.machine import Machine, cores, home, initial_file
+from crm.machine import Machine, home, initial_file
 from crm.sweep import Cell, Sweep, only
 
 CLUSTERS = ("inline", "local", "slurm")
@@ -52,12 +54,7 @@ def sweep(
     cluster: Annotated[
         str, typer.Option(help="inline (one after another, here), local (workers here) or slurm.")
     ] = "local",
-    resources: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--slurm", metavar="NAME=VALUE", help="Of a job, as in partition=gpu; see cluster.toml (repeatable)."
-        ),
-    ] = None,
+    resources: Slurm = None,
     chosen_cells: Only = None,
     rerun: Rerun = "",
     max_gpu_hours: MaxGpuHours = None,
@@ -65,7 +62,12 @@ def sweep(
     smoke: Annotated[
         bool, typer.Option("--smoke/--no-smoke", help="Jobs wait for a smoke test of the configs.")
     ] = True,
-    workers: Annotated[int, typer.Option("--workers", "-j", min=0, help="Runs at once. [default: one per core]")] = 0,
+    workers: Annotated[
+        int, typer.Option("--workers", "-j", min=0, help="Runs at once. [default: one per core or place on a GPU]")
+    ] = 0,
+    gpus: Annotated[str, typer.Option(metavar="0,1", help="GPUs that the runs are dealt out to. [default: all]")] = "",
+    per_gpu: Annotated[int, typer.Option("--per-gpu", min=1, help="Runs at once on every GPU.")] = 1,
+    detached: Annotated[bool, typer.Option("--detach", help="Leave the local queue to itself and return.")] = False,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of one run. [default: its share]")] = 0,
     loader_workers: Loaders = 0,
     cache: Cache = False,
@@ -93,9 +95,9 @@ def sweep(
         lines = with_queue(name, lines, folder)
     if cluster == "inline":
         workers = 1
-    workers = min(workers or cores(), len(cells))
+    where = places(workers, device, gpus, per_gpu, len(cells))
     say = _say_nothing if json else typer.echo
-    say(plan_text(name, found, lines, workers, folder))
+    say(plan_text(name, found, lines, where.workers, folder))
     if dry_run:
         options.echo_json(plan_json(found, lines, folder)) if json else None
         return
@@ -112,38 +114,41 @@ def sweep(
         data=data_root,
         weights=home() / "weights",
         device=device,
-        threads=threads or options.share_of_threads(workers),
+        threads=threads or options.share_of_threads(where.workers),
         loader_workers=loader_workers,
         cache=options.cache_folder(cache),
     )
     machine = options.with_machine(machine, how)
-    if cluster == "slurm":
-        again = ["sweep", name, *(part for text in sets for part in ("--set", text)), "--cluster", "inline",
-                 "--no-track", "--yes", "--runs", str(folder.resolve())]  # fmt: skip
-        if not left:
-            say("nothing to do: every cell is trained and evaluated, or on its way")
-            raise typer.Exit(3)
-        done = submit_sweep(name, found, cells, machine, resources or [], bool(chosen_cells), held, smoke, again, say)
+    changes, partly = options.changes(sets), bool(chosen_cells)
+    nothing = not left and not (besides and cluster != "slurm")
+    if cluster == "slurm" and not nothing:
+        done = submit_sweep(name, found, cells, machine, resources or [], partly, changes, held, smoke, say)
         options.echo_json(done) if json else None
-        if left and not done["submitted"]:
+        if not done["submitted"]:
             raise typer.Exit(1)
         return
-    try:
-        failed = run_cells(name, found, cells, machine, workers, cluster, track, say, json)
-        trained = [cell for cell in cells if cell.label not in failed]
-        failed |= (also := afterwards.carry_out(found, trained, machine, json))
-    except KeyboardInterrupt:
-        options.interrupted()
-    for label, reason in also.items():
-        typer.echo(f"{label} failed: {reason}", err=True)
+    if detached and not nothing:
+        log = detach(folder, name, sys.argv[1:])
+        say(f"{len(left)} runs go on in the background: crm status {name} --watch; what it prints is in {log}")
+        options.echo_json({"log": log}) if json else None
+        return
+    failed: dict[str, str] = {}
+    if cluster != "slurm":
+        try:
+            failed = run_cells(name, found, cells, machine, where, cluster, track, say, json, partly, changes)
+            failed = then(found, cells, machine, failed, json)
+        except KeyboardInterrupt:
+            options.interrupted()
     written = write_report(name, found, folder, data_root, sets, say) if report and not failed else None
     if json:
         after = planned(found, every, folder, cells)
         options.echo_json({"cells": [asdict(line) for line in after], "failed": failed, "report": written})
     if failed:
         raise typer.Exit(1)
-    if not left and not besides and not report:
-        say("nothing to do: every cell is trained and evaluated")
+    if nothing and cluster == "slurm" and track:
+        mirror_once(name, found, cells, folder, say)
+    if nothing and not report:
+        say("nothing to do: every cell is trained and evaluated, or on its way")
         raise typer.Exit(3)
 
 
@@ -183,39 +188,6 @@ def check_data(cells: Sequence[Cell], also_on: Sequence[str], data_root: Path | 
             open_run_split(data, split, data_root)
     for dataset in also_on:
         open_split(dataset, "test", data_root=data_root)
-
-
-def run_cells(
-    name: str,
-    found: Sweep,
-    cells: Sequence[Cell],
-    machine: Machine,
-    workers: int,
-    cluster: str,
-    track: bool,
-    say: Any,
-    quiet: bool,
-) -> dict[str, str]:
-    """Runs what is left and returns the failures, label -> reason; mirrors the runs meanwhile."""
-    from crm.cli.progress import Board
-    from crm.local import Queue, run_inline, run_local
-    from crm.mirror import start as start_mirror
-    from crm.records import open_run
-
-    for cell in cells:
-        open_run(machine.runs, cell.config)  # refuses moved defaults before anything starts
-    queue = Queue(cells=cells, machine=machine, selection=found.selection, conditions=found.conditions, workers=workers)
-    mirror = start_mirror(machine.runs, name, found, cells) if track else None
-    try:
-        with Board(quiet) as board:
-            outcome = (run_local if cluster == "local" else run_inline)(queue, board.show)
-    finally:
-        if mirror is not None and (trouble := mirror.finish()):
-            say(f"tracking: {trouble}; the runs themselves are complete, and the next call sends what is missing")
-    for cell in cells:
-        if reason := outcome.failed.get(cell.label) or outcome.unfinished.get(cell.label):
-            typer.echo(f"{cell.label} failed: {reason}\n  log: {machine.runs / cell.id / 'log.txt'}", err=True)
-    return {**outcome.failed, **outcome.unfinished}
 
 
 def write_report(name: str, found: Sweep, runs: Path, data: Path | None, sets: list[str] | None, say: Any) -> str:

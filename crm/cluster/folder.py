@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -43,8 +43,10 @@ class Asked:
     machine: Mapping[str, Any]  # as Machine.written() says
     resources: Mapping[str, Any]
     snapshot: str  # folder of the code that runs; "" on the local cluster
+    changes: Mapping[str, Any] = field(default_factory=dict)  # of settings, in every cell
+    seeds: Sequence[int] = ()
     smoke: bool = True  # jobs wait for a smoke test of their configurations
-    afterwards: Sequence[str] = ()  # a command for the end: what is done with finished runs besides; none: nothing
+    afterwards: bool = False  # something is done with finished runs besides
     time: float = 0.0
 
     @property

@@ -182,4 +182,12 @@ def _afterwards(folder: SweepFolder, submission: Submission, number: int) -> Non
 
     asked = folder.asked()
     assert asked is not None
-    subprocess.run([sys.executable, "-m", "crm", *asked.afterwards], check=True)
+    command = [sys.executable, "-m", "crm", "sweep", asked.name, "--cluster", "inline", "--no-track", "--yes"]
+    command += ["--runs", str(folder.runs), "--seeds", ",".join(str(seed) for seed in asked.seeds)]
+    for path, value in asked.changes.items():
+        command += ["--set", f"{path}={value}"]
+    for label in asked.labels.values():
+        command += ["--only", label]
+    if (data := asked.machine["data"]) is not None:
+        command += ["--data", data]
+    subprocess.run(command, check=True)

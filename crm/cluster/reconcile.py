@@ -19,6 +19,7 @@ from crm.cluster.submit import Full, Refused, Uncertain, new, settle, submit
 from crm.cluster.view import Seen, look, worked_on_here
 from crm.config import Config, difference
 from crm.records import append, claims, raw_lines, read_config, read_json, retire, write_json
+from crm.retries import halve, may_retry, retries, teach
 
 SETTLE = 4.0  # seconds for which the scheduler must say the same before a process without a last word is given up
 ARRIVAL = 20.0  # seconds after which a job whose submission was never answered would be there
@@ -218,43 +219,33 @@ class _Round:
         """What the policy says about an attempt that ended so; None if nothing is to be tried."""
         if not kind:
             return self._needs(seen)
-        run = self.folder.run(seen.id)
-        lines = list(raw_lines(run / "journal.jsonl"))
-        policy = failures.REASONS[kind]
-        tasks = self.asked.resources["nodes"] * self.asked.resources["tasks"]
-        batch = max(1, read_config(run).batch // tasks)
-        retries = read_json(run / "retries.json") or {}
-        micro_batch = retries.get("micro_batch", (read_json(run / "numerics.json") or {}).get("micro_batch", 0))
         if kind == "cancelled":
             self.folder.hold(
                 [seen.id], "cancel", f"cancelled with scancel; crm retry {self.folder.name} starts it again"
             )
             return None
-        if not failures.may_retry(lines, kind, batch, micro_batch) or not self._ease(seen, kind, retries, batch):
+        processes = self.asked.resources["nodes"] * self.asked.resources["tasks"]
+        if not may_retry(self.folder.run(seen.id), kind, processes) or not self._ease(seen, kind, processes):
             self._give_up(seen, kind)
             return None
-        self.report.submitted[seen.label] = policy.words
+        self.report.submitted[seen.label] = failures.REASONS[kind].words
         return self._needs(seen)
 
-    def _ease(self, seen: Seen, kind: str, retries: dict[str, Any], batch: int) -> bool:
+    def _ease(self, seen: Seen, kind: str, processes: int) -> bool:
         """Writes what the next attempt does otherwise; False if nothing is left to be done otherwise."""
         run, action = self.folder.run(seen.id), failures.REASONS[kind].action
         assert seen.submission is not None
         if action == failures.HALVE:
-            before = retries.get("micro_batch", (read_json(run / "numerics.json") or {}).get("micro_batch", 0))
-            retries["micro_batch"] = failures.halved(batch, before)
+            halve(run, processes)
         elif action == failures.MORE_MEMORY:
             had, most = seen.submission.resources["memory_gb"], self.asked.resources["max_memory_gb"]
             if had >= most:
                 return False
-            retries["memory_gb"] = min(most, had * failures.MEMORY_FACTOR)
+            teach(run, {"memory_gb": min(most, had * failures.MEMORY_FACTOR)})
         elif action == failures.EXCLUDE:
             node = next((one["job"]["node"] for one in reversed(claims(run)) if one.get("job")), "")
             node = node or (seen.element.node if seen.element else "")
-            retries["exclude"] = sorted({*retries.get("exclude", []), *([node] if node else [])})
-        else:
-            return True
-        write_json(run / "retries.json", retries)
+            teach(run, {"exclude": sorted({*retries(run).get("exclude", []), *([node] if node else [])})})
         return True
 
     def _give_up(self, seen: Seen, kind: str) -> None:
@@ -269,9 +260,9 @@ class _Round:
             self.report.words.append(f"{seen.label} is given up: {words}")
 
     def _needs(self, seen: Seen, after: str = "") -> tuple[str, float, str]:
-        retries = read_json(self.folder.run(seen.id) / "retries.json") or {}
-        memory = retries.get("memory_gb", self.asked.resources["memory_gb"])
-        exclude = ",".join(part for part in (self.asked.resources["exclude"], *retries.get("exclude", [])) if part)
+        learnt = retries(self.folder.run(seen.id))
+        memory = learnt.get("memory_gb", self.asked.resources["memory_gb"])
+        exclude = ",".join(part for part in (self.asked.resources["exclude"], *learnt.get("exclude", [])) if part)
         self.report.submitted.setdefault(seen.label, "")
         return after, memory, exclude
 
@@ -316,13 +307,11 @@ class _Round:
 
     def _broken(self) -> bool:
         """Holds what waits, if runs fail one after another with the same traceback."""
-        failed: dict[str, list[str]] = {}
-        for seen in self.now.cells:
-            failure = read_json(self.folder.run(seen.id) / "failure.json")
-            if seen.files.name != "done" and failure and failures.REASONS[_kind(failure)].siblings:
-                failed.setdefault(failures.signature(failure["traceback"]), []).append(seen.id)
-        worst = max(failed.values(), key=len, default=[])
-        if len(worst) < self.asked.resources["breaker"]:
+        found = {seen.id: read_json(self.folder.run(seen.id) / "failure.json") for seen in self.now.cells
+                 if seen.files.name != "done"}  # fmt: skip
+        failed = {id: failure for id, failure in found.items() if failure is not None}
+        worst = failures.outbreak(failed, self.asked.resources["breaker"])
+        if not worst:
             return False
         left = [seen for seen in self.now.cells if seen.files.name not in ("done", "failed") and seen.id not in worst
                 and seen.hold is None and (not seen.live or _waits(seen.element))]  # fmt: skip
@@ -415,10 +404,6 @@ def _of(claim: Mapping[str, Any], submission: Submission, task: int) -> bool:
 
 def _waits(element: Element | None) -> bool:
     return element is not None and element.state in slurm.WAITING
-
-
-def _kind(failure: Mapping[str, Any]) -> str:
-    return failure.get("kind") or failures.kind_of(failure["reason"])
 
 
 def _settings(folder: SweepFolder, id: str) -> str:

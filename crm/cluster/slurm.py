@@ -427,7 +427,8 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         )  # fmt: skip
     except FileNotFoundError:
         raise Unreachable(
-            f"there is no {command[0]} on the path: this machine has no Slurm, or its module is not loaded"
+            f"there is no {command[0]} on the path: this machine has no Slurm, or its module is not loaded. "
+            "Run this on a login node, or take --cluster local"
         ) from None
     except subprocess.TimeoutExpired:
         raise Unreachable(f"{command[0]} has not answered within {TIMEOUT:.0f} s; try again later") from None

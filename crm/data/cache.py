@@ -12,7 +12,7 @@ import logging
 import mmap
 import os
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -123,10 +123,11 @@ class Mapped:
 
 @contextmanager
 def _alone(path: Path):
-    """One process at a time; the kernel lets go when it ends."""
+    """One process at a time where the file system has locks; elsewhere several make the same file, the last one stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(OSError):  # network file systems may have none
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel lets go when the process ends
         yield
 
 
