@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import matplotlib as mpl
 import numpy as np
@@ -16,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from analysis.stats import dose_at, dose_axis
 from analysis.tables import HEADLINE, measures, values
 from crm.conditions import CLEAN_TEST, MISSING, Condition
 from crm.sweep import Sweep
@@ -24,7 +26,7 @@ INK, QUIET, RULE, PAPER = "#1c2127", "#66707b", "#dfe3e8", "#fffffe"  # no data 
 BASELINE = "#8a929c"  # the baseline is grey in every figure: what the others are seen against
 SUBJECT = "#d55e00"  # the method under study
 OTHERS = ("#2f8fd0", "#0f9f78", "#c77cb5", "#b8950f", "#7d6fd6", "#a05a2c", "#3aa6a6")  # after Okabe and Ito
-MARKERS = "osD^vPX*h"  # a second sign beside colour
+MARKERS = "osD^vPXph"  # a second sign beside colour
 
 CROWD = 6  # variants; more than so many are drawn with less ink
 
@@ -179,8 +181,23 @@ def _curve(axes: Axes, records: pd.DataFrame, sweep: Sweep, family: Family, spre
         axes.plot(
             at, np.nanmean(y, axis=0), color=colour[variant], lw=1.7, marker=marker[variant], ms=3.4, mec=PAPER, mew=0.5
         )
-    axes.set_xticks(x, [f"{value:g}" for value in x])
+    axes.set_xticks(x, tick_labels(x))
     axes.grid(axis="x", visible=False)
+
+
+def tick_labels(x: Sequence[float], room: float = 0.1) -> list[str]:
+    """Of ascending places, those labels that do not run into one another; first and last are there.
+
+    Args:
+        room: that a label needs, as a share of the axis.
+    """
+    room *= x[-1] - x[0]
+    labels, free = [], x[0]
+    for value in x:
+        fits = value == x[-1] or free <= value <= x[-1] - room
+        labels.append(f"{value:g}" if fits else "")
+        free = value + room if fits else free
+    return labels
 
 
 def _handles(sweep: Sweep, width: int) -> list[Line2D]:
@@ -263,9 +280,8 @@ def dose_curve(
             if not np.isnan(found["break"]):
                 axes.axvspan(found["low"], found["high"], color=colour, alpha=0.1, lw=0)
                 axes.axvline(found["break"], color=colour, lw=1, ls=(0, (4, 2)))
-        positive = [x for x in every if x > 0]
-        if positive and max(positive) > 10 * min(positive):
-            axes.set_xscale("symlog", linthresh=min(positive))
+        doses = np.array(every)
+        axes.set_xscale("function", functions=(partial(dose_axis, doses=doses), partial(dose_at, doses=doses)))
         axes.set_xticks(every, [f"{x:g}" for x in every])
         axes.minorticks_off()
         axes.set_xlabel(axis)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from analysis import robustness_figures as robust
 from analysis.figures import dose_curve
 from analysis.load import Study
-from analysis.stats import LEVEL, broken_stick, seed_means, summary
+from analysis.stats import LEVEL, broken_stick, dose_at, dose_axis, seed_means, summary
 from analysis.tables import HEADLINE, Comparison, Entry, Measure, Shown, bracket, measures, plus_minus, signed, values
 from crm import elsewhere
 from crm.conditions import CLEAN_TEST, MISSING, Condition, Degradation
@@ -75,16 +75,17 @@ def dose(study: Study, compare: Comparison, name: str = "") -> Reading | None:
         rows.append((measure.label, [Entry(_at(found["best"])), Entry(_range(found)), Entry(_at(found["below"]))]))
     if not rows:
         return None
-    short = path.rpartition(".")[2]
     notes = [
-        f"Best: the {short} with the highest mean. Breaking point: the bend of a line that is level from the best on "
+        f"Best: the {path} with the highest mean. Breaking point: the bend of a line that is level from the best on "
         "and then falls, fitted by least squares to the means over seeds; its 95 % interval is over training seeds and "
-        "test images together (over test images alone where there is one seed). A dash: fewer than "
-        f"{NARROW_ENOUGH} values beyond the best, or no fall that the draws agree on. Below the best: the first value "
-        "beyond it whose paired loss against it has an interval below 0."
+        "test images together (over test images alone where there is one seed). The line is straight on the "
+        "figure's axis, logarithmic where the values spread over more than a factor of ten. A bend between the last "
+        "two values cannot be told from one at the first of them, so an interval that reaches it goes to the last. A "
+        f"dash: fewer than {NARROW_ENOUGH} values beyond the best, or no fall that the draws agree on. Below the best: "
+        "the first value beyond it whose paired loss against it has an interval below 0."
     ]
     shown = Shown(["best", "breaking point", "first below the best"], rows, notes, first="mIoU")
-    pictures = [dose_curve(lines, short, narrow) for narrow in (False, True)]
+    pictures = [dose_curve(lines, path, narrow) for narrow in (False, True)]
     title = f"Where it breaks{': ' + name if name else ''}"
     frame = pd.DataFrame.from_dict(table, orient="index").rename_axis("measure")
     return Reading(_slug("dose", name), title, f"mIoU against {path}.", shown, frame, pictures)
@@ -107,14 +108,18 @@ def _breaking(
     shared = sorted(set.intersection(*(set(drawn[variant]) for variant in beyond)))
     if len(beyond) <= NARROW_ENOUGH or not shared:
         return found
-    x = np.array([level[variant] for variant in beyond])
+    doses = np.array(list(level.values()))
+    x = dose_axis(np.array([level[variant] for variant in beyond]), doses)
     curve = seed_means(np.stack([[drawn[v][seed] for seed in shared] for v in beyond]), compare.rng)
     at, slope = broken_stick(x, curve)
     if np.quantile(slope, (1 - LEVEL) / 2) <= 0:  # some draws do not fall
         return found
     point, _ = broken_stick(x, means[best:, None])
     low, high = np.quantile(at, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {**found, "break": float(point[0]), "low": float(low), "high": float(high)}
+    if high == x[-2]:
+        high = x[-1]
+    places = dose_at(np.array([point[0], low, high]), doses)
+    return {**found, **dict(zip(("break", "low", "high"), places.tolist(), strict=True))}
 
 
 def _at(value: float) -> str:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from analysis.figures import INK, NARROW, PAPER, QUIET, WIDE, colours, markers, style
+from analysis.figures import INK, NARROW, PAPER, QUIET, WIDE, colours, markers, style, tick_labels
 from analysis.load import Study
 from analysis.stats import LEVEL, Summary, bootstrap_miou, image_draws, summary
 from analysis.tables import Entry, Shown, percent, plus_minus
@@ -27,10 +27,13 @@ DRAWS = 300  # of test images, for a band
 SIDES = ("rgb", "thermal", "both", "complementary")  # in this order
 USUAL = ("patch_dropout", "gaussian_noise")  # families that every report has curves of
 CAPTION = (
-    "Line: mean over seeds. Filled band: from the lowest to the highest seed. Dashed: 95 % interval over test images, "
-    "at the mean of the seeds."
+    "The axis need not begin at 0. Line: mean over seeds. Filled band: from the lowest to the highest seed. Dashed: "
+    "95 % interval over test images, at the mean of the seeds."
 )
-GRID_CAPTION = "Mean mIoU over seeds, per cent. The first row and the first column are one modality degraded alone."
+GRID_CAPTION = (
+    "Mean mIoU over seeds, per cent; one scale of colours. The first row and the first column are one modality "
+    "degraded alone."
+)
 BARS_CAPTION = (
     "Mean over seeds; a dot is a seed. E(p): the expected score if each modality is missing with probability p."
 )
@@ -58,9 +61,19 @@ def metrics(study: Study) -> pd.DataFrame:
             continue
         reference = scores.get((study.sweep.reference, cell.seed), {})
         complete = reference if len(reference) == len(own) else None
-        rows[cell.variant, cell.seed] = robustness.summary(own, complete) | _by_time(study, cell.variant, cell.seed)
+        single = _single(study, scores, cell.seed)
+        rows[cell.variant, cell.seed] = robustness.summary(own, complete, single) | _by_time(
+            study, cell.variant, cell.seed
+        )
     index = pd.MultiIndex.from_tuples(rows, names=["variant", "seed"]) if rows else None
     return pd.DataFrame(list(rows.values()), index=index, dtype=float)
+
+
+def _single(study: Study, scores: Mapping[tuple[str, int], Mapping[Condition, float]], seed: int) -> float | None:
+    """The best clean score of the sweep's networks of one modality at a seed; None where it has none."""
+    alone = {cell.variant for cell in study.cells if cell.config.model.inputs in ("rgb", "thermal")}
+    found = [scores[variant, seed][CLEAN_TEST] for variant in alone if CLEAN_TEST in scores.get((variant, seed), {})]
+    return max(found, default=None)
 
 
 def _scores(study: Study) -> dict[tuple[str, int], dict[Condition, float]]:
@@ -99,7 +112,8 @@ def shown_metrics(table: pd.DataFrame, study: Study) -> Shown:
         f"“{study.sweep.reference}” at the same seed, below 100 is more robust. EMM, RMM: mean over the intact case "
         "and each modality hit alone; E(p): the expectation if each is hit with probability p, and never both. area: "
         "under the curve, as a share of a flat one; kept: up to where the clean score is kept so far; crossing: from "
-        "where on the network's own better branch alone would do better. A dash: not within the curve."
+        "where on the best network of one modality would do better, or, where the sweep has none, the network's own "
+        "better branch alone. A dash: not within the curve."
     ]
     return Shown(variants, rows, notes, first="metric")
 
@@ -170,7 +184,7 @@ def multiples(study: Study, narrow: bool = False) -> Figure | None:
             axes.set_title(textwrap.fill(_title(family), 21), fontsize=6.5)
             axes.tick_params(labelsize=6)
             x = [at for at, _ in steps]
-            axes.set_xticks(x if len(x) <= 6 else x[::2], [f"{at:g}" for at in (x if len(x) <= 6 else x[::2])])
+            axes.set_xticks(x, tick_labels(x, room=0.17))
             axes.grid(axis="x", visible=False)
             for variant in study.sweep.variants:
                 found = _bands(study, variant, steps)
@@ -184,7 +198,8 @@ def multiples(study: Study, narrow: bool = False) -> Figure | None:
                           mec=PAPER, mew=0.3)  # fmt: skip
         for axes in grid[::columns]:
             axes.set_ylabel("mIoU, %")
-        grid[0].set_ylim(0, None)
+        low, high = grid[0].get_ylim()
+        grid[0].set_ylim(max(0.0, 10 * np.floor(low / 10)), high)
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
         lines = [
@@ -247,6 +262,8 @@ def heat_map(study: Study, narrow: bool = False) -> Figure | None:
     (kinds, places) = next(iter(found.items()))
     x, y = (sorted({place[i] for place in places}) for i in (1, 0))
     means = study.records.groupby(["variant", "condition"])["miou"].mean()
+    inside = means[means.index.isin([condition.name for condition in places.values()], level="condition")]
+    low, high = (10 * to(end / 10) for to, end in ((np.floor, inside.min()), (np.ceil, inside.max())))
     variants = list(study.sweep.variants)
     columns = 1 if narrow else min(3, len(variants))
     rows = -(-len(variants) // columns)
@@ -256,11 +273,11 @@ def heat_map(study: Study, narrow: bool = False) -> Figure | None:
         grid = np.ravel(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False))
         for axes, variant in zip(grid, variants, strict=False):
             values = np.array([[means.get((variant, places[r, t].name), np.nan) for t in x] for r in y])
-            axes.imshow(values, vmin=0, vmax=max(1.0, float(means.max())), cmap="viridis", aspect="auto")
+            axes.imshow(values, vmin=low, vmax=max(low + 10, high), cmap="viridis", aspect="auto")
             for row, column in np.argwhere(~np.isnan(values)):
                 value = values[row, column]
                 axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=6.5,
-                          color=INK if value > 0.6 * means.max() else PAPER)  # fmt: skip
+                          color=INK if value > low + 0.55 * (high - low) else PAPER)  # fmt: skip
             axes.set_title(textwrap.fill(variant, 30))
             axes.set_xticks(range(len(x)), [f"{level:g}" for level in x])
             axes.set_yticks(range(len(y)), [f"{level:g}" for level in y])

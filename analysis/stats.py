@@ -10,6 +10,7 @@ import pandas as pd
 
 LEVEL = 0.95  # of every interval
 DRAWS = 2000
+SPREAD = 10  # a spread of doses by more than this factor has a logarithmic axis
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,27 @@ def seed_means(drawn: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     _, seeds, draws = drawn.shape
     chosen = rng.integers(seeds, size=(draws, seeds))
     return drawn[:, chosen, np.arange(draws)[:, None]].mean(axis=2)
+
+
+def dose_axis(x: np.ndarray, doses: np.ndarray) -> np.ndarray:
+    """Where values lie on the axis that doses (v,) are drawn and fitted on.
+
+    As they are; but doses above 0 that spread over more than a factor of ten, such as weights of 0 to 30 or patches of
+    4 to 64, are spread by their logarithm, with 0 as far below the smallest as a factor of ten.
+    """
+    positive = doses[doses > 0]
+    if not positive.size or positive.max() <= SPREAD * positive.min():
+        return x
+    unit = np.asarray(x, float) / positive.min()
+    return np.where(unit <= 1, unit, 1 + np.log10(np.maximum(unit, 1)))
+
+
+def dose_at(place: np.ndarray, doses: np.ndarray) -> np.ndarray:
+    """The values at places on that axis: the inverse of `dose_axis`."""
+    positive = doses[doses > 0]
+    if not positive.size or positive.max() <= SPREAD * positive.min():
+        return place
+    return positive.min() * np.where(place <= 1, place, 10 ** (np.maximum(place, 1) - 1))
 
 
 def broken_stick(x: np.ndarray, y: np.ndarray, places: int = 200) -> tuple[np.ndarray, np.ndarray]:

@@ -6,10 +6,12 @@ A network with random weights (Swin-T in both branches by default) evaluates syn
 conditions: "shared" as `crm evaluate` does, all conditions at once; "naive" condition by condition, each a full forward
 pass with its own corruption of both images, as the released code would. If a branch pass costs b per image (both
 branches together) and everything after it h, R x T conditions cost R T (b + h) naively and R b_rgb + T b_thermal +
-R T h shared, so the ratio is at most their quotient, and at most (b + h) / h for ever larger grids. The times of the
-parts are measured in the same process, in turns with the rest. On a CPU all times are processor seconds of this
-process, which other work on the machine hardly changes; they do not credit that images are corrupted while the network
-works.
+R T h shared, so the ratio is at most their quotient, and at most (b + h) / h for ever larger grids.
+
+All of it is measured in one process and in turns: after every head pass the shared evaluation pauses, its clock stops,
+and one condition is computed naively and the parts are timed once. So whatever else the machine does slows all of them
+alike. On a CPU all times are processor seconds of this process; they do not credit that images are corrupted while the
+network works.
 """
 
 import argparse
@@ -19,19 +21,24 @@ import sys
 import time
 from collections.abc import Callable
 from itertools import product
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from crm.conditions import CLEAN, Condition, Degradation
 from crm.config import Model
+from crm.confusion import Evaluation
 from crm.data.dataset import Split, open_split
 from crm.data.specs import SYNTHETIC
-from crm.evaluate import answer, evaluate, image_scores, modality_input
+from crm.evaluate import AT_ONCE, Scored, answer, at_once, evaluate, image_scores, modality_input
 from crm.machine import cores
 from crm.model.segmenter import Segmenter, build_segmenter
 from crm.provenance import cpu
 from experiments.synthetic_small import config as demo
+
+T = TypeVar("T")
+Found = dict[Condition, Evaluation]
 
 MODELS = {"tiny": Model(init="none"), "demo": demo.model}
 
@@ -44,7 +51,7 @@ def main() -> None:
     parser.add_argument("--size", default="240x320", help="height x width of the frames")
     parser.add_argument("--grid", type=int, default=6, help="conditions of each modality, clean among them")
     parser.add_argument("--images", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=2, help="times everything is measured; the median counts")
+    parser.add_argument("--rounds", type=int, default=1, help="times everything is measured; the median counts")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
@@ -55,11 +62,12 @@ def main() -> None:
     model = build_segmenter(MODELS[given.model], SYNTHETIC.num_classes).to(given.device).eval()
     split = open_split("synthetic", "test", size=(height, width), limit=given.images)
     split[:]  # drawn before anything is measured
+    before = os.getloadavg()[0]
     measured = measure(model, split, grid(given.grid), given.device, given.rounds)
     about = {
         "cpu": cpu(), "cores": cores(), "threads": given.threads, "device": given.device, "model": given.model,
         "size": given.size, "grid": f"{given.grid} x {given.grid}", "images": given.images,
-        "load": round(os.getloadavg()[0], 1),
+        "load": [round(load, 1) for load in (before, os.getloadavg()[0])],
     }  # fmt: skip
     print(json.dumps({**about, **measured}, indent=1) if given.json else table(about, measured))
 
@@ -72,33 +80,18 @@ def grid(side: int) -> list[Condition]:
 
 def measure(model: Segmenter, split: Split, conditions: list[Condition], device: str, rounds: int) -> dict[str, float]:
     """Seconds per image of both ways and of their parts, the ratio, what it can be at most, and how results differ."""
-    images = len(split)
     rgb, thermal = ({getattr(condition, side) for condition in conditions} for side in ("rgb", "thermal"))
-    found: dict[str, list[float]] = {name: [] for name in ("shared", "naive", "rgb", "thermal", "head")}
-    shared = naive = {}
-    for turn in range(rounds + 1):
-        say(f"round {turn} of {rounds}" if turn else "warming up")
-        if not turn:
-            parts(model, split, device)
-            continue
-        now = parts(model, split, device)
-        now["shared"], shared = timed(lambda: dict(evaluate(model, split, conditions, images, device)), device)
-        now["naive"], naive = timed(
-            lambda: {
-                condition: result
-                for one in conditions
-                for condition, result in evaluate(model, split, [one], images, device)
-            },
-            device,
-        )
-        for name, value in parts(model, split, device).items():
-            now[name] = (now[name] + value) / 2  # before and after, since the load of the machine drifts
-        for name, value in now.items():
-            found[name].append(value / images)
-    seconds = {name: float(np.median(values)) for name, values in found.items()}
+    say("warming up")
+    parts(model, split, device)
+    turns = []
+    for number in range(rounds):
+        say(f"round {number + 1} of {rounds}")
+        seconds, shared, naive = in_turns(model, split, conditions, device)
+        turns.append({name: value / len(split) for name, value in seconds.items()})
+    seconds = {name: float(np.median([turn[name] for turn in turns])) for name in turns[0]}
     b, h, count = seconds["rgb"] + seconds["thermal"], seconds["head"], len(conditions)
     bound = count * (b + h) / (len(rgb) * seconds["rgb"] + len(thermal) * seconds["thermal"] + count * h)
-    ratio = float(np.median([one / other for one, other in zip(found["naive"], found["shared"], strict=True)]))
+    ratio = float(np.median([turn["naive"] / turn["shared"] for turn in turns]))
     changed = sum(np.abs(shared[one].confusion - naive[one].confusion).sum() // 2 for one in conditions)
     return {
         **{f"seconds_{name}": round(value, 4) for name, value in seconds.items()},
@@ -113,40 +106,77 @@ def measure(model: Segmenter, split: Split, conditions: list[Condition], device:
     }
 
 
+def in_turns(
+    model: Segmenter, split: Split, conditions: list[Condition], device: str
+) -> tuple[dict[str, float], Found, Found]:
+    """Seconds of one pass in turns, for all images: shared, naive, and the means of the parts; and what both found."""
+    batch = at_once(AT_ONCE, split.size, device)
+    seconds = dict.fromkeys(("shared", "naive", "rgb", "thermal", "head"), 0.0)
+    naive: Found = {}
+    began = 0.0
+
+    def pause(scored: Scored) -> None:
+        nonlocal began
+        seconds["shared"] += clock(device) - began
+        if len(naive) < len(conditions):
+            one = conditions[len(naive)]
+            took, found = timed(lambda: dict(evaluate(model, split, [one], batch, device)), device)
+            naive.update(found)
+            seconds["naive"] += took
+            for name, value in parts(model, split, device).items():
+                seconds[name] += value / len(conditions)
+        began = clock(device)
+
+    began = clock(device)
+    shared = dict(evaluate(model, split, conditions, batch, device, tell=pause))
+    seconds["shared"] += clock(device) - began
+    return seconds, shared, naive
+
+
 @torch.no_grad()
 def parts(model: Segmenter, split: Split, device: str) -> dict[str, float]:
     """Seconds for all images of each branch, and of everything after them: fusion, head, scores, classes."""
-    frames = split[:]
     noise = Degradation(kind="gaussian_noise", severity=10.0)
-    inputs = {side: modality_input(split.spec, frames, side, noise, 0)[0].to(device) for side in ("rgb", "thermal")}
-    seconds, maps = {}, {}
-    for side, image in inputs.items():
-        seconds[side], maps[side] = timed(lambda side=side, image=image: model.branch(side, image), device)
-    padded = (inputs["rgb"].shape[2], inputs["rgb"].shape[3])
+    batch = at_once(AT_ONCE, split.size, device)
+    seconds = dict.fromkeys(("rgb", "thermal", "head"), 0.0)
+    for first in range(0, len(split), batch):
+        frames = split[first : first + batch]
+        maps = {}
+        for side in ("rgb", "thermal"):
+            image = modality_input(split.spec, frames, side, noise, 0)[0].to(device)
+            took, maps[side] = timed(lambda side=side, image=image: model.branch(side, image), device)
+            seconds[side] += took
+        padded = (image.shape[2], image.shape[3])
 
-    def after() -> None:
-        prediction = model.head(model.fuse(maps["rgb"], maps["thermal"]), deep=False)
-        for i, frame in enumerate(frames):
-            answer(image_scores(prediction, i, padded, frame.size, frame.size))
+        def after(frames=frames, maps=maps, padded=padded) -> None:
+            prediction = model.head(model.fuse(maps["rgb"], maps["thermal"]), deep=False)
+            for i, frame in enumerate(frames):
+                answer(image_scores(prediction, i, padded, frame.size, frame.size))
 
-    seconds["head"], _ = timed(after, device)
+        seconds["head"] += timed(after, device)[0]
     return seconds
 
 
-def timed(work: Callable, device: str) -> tuple[float, object]:
+def timed(work: Callable[[], T], device: str) -> tuple[float, T]:
     """Seconds it took, and what it returned."""
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    began = clock()
+    began = clock(device)
     made = work()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return clock() - began, made
+    return clock(device) - began, made
 
 
-def table(about: dict[str, object], found: dict[str, float]) -> str:
+def clock(device: str) -> float:
+    """Seconds: of this process's work on a CPU, of everybody's time where a GPU works."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def table(about: dict[str, Any], found: dict[str, float]) -> str:
     s = {name: found[f"seconds_{name}"] for name in ("rgb", "thermal", "head", "shared", "naive")}
+    loads = " to ".join(map(str, about["load"]))
     return "\n".join([
-        f"{about['cpu']}, {about['cores']} cores, load {about['load']}; {about['model']} on {about['device']}, "
+        f"{about['cpu']}, {about['cores']} cores, load {loads}; {about['model']} on {about['device']}, "
         f"{about['size']}, {about['images']} images, {about['threads']} threads",
         f"seconds per image: RGB branch {s['rgb']:.3f}, thermal branch {s['thermal']:.3f}, "
         f"fusion to classes {s['head']:.3f}",

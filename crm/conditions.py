@@ -118,8 +118,8 @@ RGB_CORRUPTIONS = (
 )  # fmt: skip
 THERMAL_CORRUPTIONS = (
     "netd_noise", "column_noise", "stripes", "nonuniformity", "halo", "dead_pixels", "dead_lines", "gaussian_blur",
-    "contrast", "object_crossover", "agc", "shift", "rotation", "shot_noise", "impulse_noise", "speckle_noise",
-    "defocus_blur", "motion_blur", "zoom_blur", "brightness", "jpeg", "pixelate",
+    "contrast", "object_crossover", "agc", "shift", "rotation", "time_offset", "shot_noise", "impulse_noise",
+    "speckle_noise", "defocus_blur", "motion_blur", "zoom_blur", "brightness", "jpeg", "pixelate",
 )  # fmt: skip
 _BLOCKS = ("block_dropout", "block_dropout_zero", "block_dropout_token")
 
@@ -170,6 +170,7 @@ SUITES: dict[str, Sequence[Condition]] = {
         *_each("thermal", THERMAL_CORRUPTIONS),
         *on("thermal", "polarity_flip"),
         *on("thermal", "flat_field"),
+        *on("thermal", "previous_frame"),
         *(one for kind in _BLOCKS for one in on("thermal", kind, _MANY_SHARES)),
     ),
     # what hits both cameras at once, beside each alone

@@ -132,6 +132,7 @@ class Loss(_Part):
     # what L_SDC and L_SDN compare
     distillation: str = "l1_logits"  # a key of crm.distillation.DISTILLATIONS
     teacher: str = "train"  # how the clean fused pass is made that teaches: a key of crm.distillation.TEACHERS
+    temperature: float = 1.0  # softens both sides' class distributions, in the forms of crm.distillation.SOFTENED
     # inside one supervised term
     class_weight: float = 2.0
     mask_weight: float = 5.0
@@ -178,25 +179,36 @@ class Config:
         return sha256(delta.encode()).hexdigest()[:12]
 
 
+# settings that name one of a family of alternatives: its file and its dict
+FAMILIES = {
+    "data.dataset": ("data/specs.py", "DATASETS"),
+    "model.inputs": ("model/segmenter.py", "INPUTS"),
+    "model.fusion": ("model/fusion.py", "FUSIONS"),
+    "model.fusion_norm": ("model/norm.py", "FUSION_NORMS"),
+    "model.thermal_stem": ("weights/initial.py", "STEMS"),
+    "masking.kind": ("masking.py", "MASKINGS"),
+    "masking.shape": ("masking.py", "SHAPES"),
+    "masking.fill": ("masking.py", "FILLS"),
+    "masking.view": ("data/views.py", "VIEWS"),
+    "masking.corruptions": ("data/views.py", "GROUPS"),
+    "loss.distillation": ("distillation.py", "DISTILLATIONS"),
+    "loss.teacher": ("distillation.py", "TEACHERS"),
+    "optim.schedule": ("optim.py", "SCHEDULES"),
+}
+
+
+def alternatives(path: str) -> tuple[str, ...]:
+    """What there is to choose from for a setting of FAMILIES, without importing it."""
+    return family(*FAMILIES[path])
+
+
 def _check(config: Config) -> None:
     """Refuses values that cannot work, alone or together, naming the fields."""
     data, model, masking, loss = config.data, config.model, config.masking, config.loss
-    for path, value, known in (
-        ("data.dataset", data.dataset, family("data/specs.py", "DATASETS")),
-        ("model.inputs", model.inputs, family("model/segmenter.py", "INPUTS")),
-        ("model.fusion", model.fusion, family("model/fusion.py", "FUSIONS")),
-        ("model.fusion_norm", model.fusion_norm, family("model/norm.py", "FUSION_NORMS")),
-        ("model.thermal_stem", model.thermal_stem, family("weights/initial.py", "STEMS")),
-        ("masking.kind", masking.kind, family("masking.py", "MASKINGS")),
-        ("masking.shape", masking.shape, family("masking.py", "SHAPES")),
-        ("masking.fill", masking.fill, family("masking.py", "FILLS")),
-        ("masking.view", masking.view, family("data/views.py", "VIEWS")),
-        ("masking.corruptions", masking.corruptions, family("data/views.py", "GROUPS")),
-        ("loss.distillation", loss.distillation, family("distillation.py", "DISTILLATIONS")),
-        ("loss.teacher", loss.teacher, family("distillation.py", "TEACHERS")),
-        ("optim.schedule", config.optim.schedule, family("optim.py", "SCHEDULES")),
-    ):
-        if value not in known:
+    for path in FAMILIES:
+        part, _, name = path.partition(".")
+        value = getattr(getattr(config, part), name)
+        if value not in (known := alternatives(path)):
             raise unknown(path, value, known)
     for path in ("batch", "steps", "val_every"):
         _check_number(path, getattr(config, path))
@@ -272,13 +284,23 @@ def _check_terms(config: Config) -> None:
             f"masking.view is {masking.view!r}, so loss.{distilled[0]} must be 0: it is another scene than the clean "
             "input, which teaches"
         )
-    if masking.view == "cutmix" and config.batch < 2:
-        raise ValueError("masking.view 'cutmix' mixes two images of a batch, and batch is 1")
+    if masking.view in family("data/views.py", "OF_TWO_IMAGES") and config.batch < 2:
+        raise ValueError(f"masking.view {masking.view!r} mixes two images of a batch, and batch is 1")
     if masking.overlap and (masking.kind not in ("complementary", "random_complementary") or masking.shape == "square"):
         raise ValueError(
             f"masking.overlap is of complementary masks of patches, and masking.kind is {masking.kind!r} with "
             f"masking.shape {masking.shape!r}; masking.kind 'identical' hides the same in both whatever the shape"
         )
+    if not loss.temperature:
+        raise ValueError("loss.temperature must be above 0: logits are divided by it")
+    softened = family("distillation.py", "SOFTENED")
+    if loss.temperature != Loss.temperature and not (distilled and loss.distillation in softened):
+        why = (
+            f"loss.distillation is {loss.distillation!r}"
+            if distilled
+            else "loss.complementary and loss.non_local are 0"
+        )
+        raise ValueError(f"loss.temperature is of loss.distillation {', '.join(map(repr, softened))}, and {why}")
     if loss.teacher == "ema" and distilled and not config.optim.ema:
         raise ValueError("loss.teacher 'ema' is the average of the weights, so optim.ema must be above 0, as in 0.99")
     inputs = config.model.inputs
@@ -299,18 +321,27 @@ def _check_network(config: Config) -> None:
                     f"model.inputs is {model.inputs!r}, so model.{name} must stay {getattr(standard, name)!r}: "
                     "there is nothing to fuse or to share"
                 )
-        if config.masking.kind != "none":
+        if config.masking.kind != "none" and model.inputs != "early":
             raise ValueError(
                 f"model.inputs is {model.inputs!r}, so masking.kind must be 'none': masks hide one modality where the "
-                "other is seen, which needs two branches"
+                "other is seen, which needs a network of both"
+            )
+        if config.masking.kind != "none" and config.masking.fill == "token":
+            raise ValueError(
+                f"model.inputs is {model.inputs!r}, so masking.fill must be 'mean': a token of four channels has no "
+                "mask token for one of its modalities"
             )
         without = ("fused", "complementary") if model.inputs == "late" else ("rgb", "thermal")
         without += ("non_local",)
-        needed = ("rgb", "thermal") if model.inputs == "late" else ("fused",)
+        needed = ("rgb", "thermal") if model.inputs == "late" else ()
         for names, wrong, rule in ((without, True, "must be 0"), (needed, False, "must be above 0")):
             for name in names:
                 if bool(getattr(loss, name)) == wrong:
-                    why = "each network is trained by itself" if model.inputs == "late" else "it has one path, 'fused'"
+                    why = (
+                        "each network is trained by itself"
+                        if model.inputs == "late"
+                        else "it has one path, of loss.fused and loss.masked"
+                    )
                     raise ValueError(f"model.inputs is {model.inputs!r}, so loss.{name} {rule}: {why}")
     if model.sparsity != Model.sparsity and model.fusion != "token_exchange":
         raise ValueError(f"model.sparsity is of model.fusion 'token_exchange', and model.fusion is {model.fusion!r}")

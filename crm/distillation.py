@@ -51,7 +51,7 @@ def l1_softmax(teacher: Output, student: Output, counted: Counted | None) -> Dis
 
 
 def kl(teacher: Output, student: Output, counted: Counted | None) -> Distance:
-    """KL(teacher || student) of the class distributions, nats; the mean over queries [Hinton et al. 2015, T = 1]."""
+    """KL(teacher || student) of the class distributions, nats; the mean over queries [Hinton et al. 2015]."""
     wanted, found = (logits.log_softmax(2) for logits in _logits(teacher, student))
     return F.kl_div(found, wanted, reduction="none", log_target=True).sum(2).mean()
 
@@ -110,11 +110,32 @@ DISTILLATIONS = {
     "feature_mse": Form(feature_mse, frozenset({"maps"})),
 }
 
+# forms of distributions that `loss.temperature` softens, and how the distance is put back to its scale
+SOFTENED = {"kl": "times its square, so that gradients stay about as large [Hinton et al. 2015, section 2]"}
+
 TEACHERS = {
     "train": "the clean fused pass of the step itself: stochastic depth, and statistics of its batch (released)",
     "eval": "the same weights in evaluation mode: a second clean fused pass, without gradient",
     "ema": "the average of the weights (optim.ema) in evaluation mode, as in mean teacher [Tarvainen & Valpola 2017]",
 }
+
+
+def distance(
+    form: str, teacher: Output, student: Output, counted: Counted | None, temperature: float = 1.0
+) -> Distance:
+    """How far the student is from the teacher, by a key of DISTILLATIONS.
+
+    Args:
+        temperature: class logits of both are divided by it first, and the distance is multiplied by its square; 1
+            but for the forms of SOFTENED.
+    """
+    if temperature != 1:
+        assert form in SOFTENED
+        teacher, student = (
+            output._replace(class_logits=None if output.class_logits is None else output.class_logits / temperature)
+            for output in (teacher, student)
+        )
+    return temperature**2 * DISTILLATIONS[form].distance(teacher, student, counted)
 
 
 @contextmanager

@@ -5,7 +5,8 @@ b = batch, k = classes, h w = pixels of a frame as the network sees it, H W = pi
 The two branches are independent until fusion, so the maps of one modality under one degradation are computed once per
 batch and shared by all conditions that need them: R kinds of RGB and T kinds of thermal cost R + T branch passes and
 R * T head passes. Small batches go through the head several conditions at once. Another thread reads and corrupts the
-images that come next while the network works on these.
+images that come next while the network works on these. What is known of the images so far is kept on disk
+(`crm.unfinished`), so that a kill costs little.
 
 Predictions are made and counted at the label's own size, whatever size the frames were resized to. On a data set of
 other classes than the network's, `crm.data.mapping` says what counts.
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from crm.checkpoint import load_checkpoint
 from crm.conditions import PICTURED, Condition, Degradation
 from crm.config import Config
 from crm.confusion import Evaluation, confusion_matrix, load_evaluation, save_evaluation
-from crm.corruptions import corrupt, hidden_tokens, moved_label
+from crm.corruptions import VERSION, corrupt, hidden_tokens, moved_label
 from crm.data.dataset import Split, manifest, open_run_split
 from crm.data.frames import Frame
 from crm.data.mapping import OTHER, Mapping, mapping
@@ -39,14 +40,16 @@ from crm.data.transforms import DIVISOR
 from crm.machine import Machine
 from crm.model.query_decoder import Prediction
 from crm.model.segmenter import Hidden, Image, Maps, Modality, Segmenter, build_segmenter, semantic_scores
-from crm.records import Claim, append, evaluation, file_hash, trained_on
+from crm.records import Claim, append, evaluation, file_hash, trained_on, unfinished
+from crm.unfinished import Evidence, Unfinished
 
 T = TypeVar("T")
 Answer = tuple[np.ndarray, np.ndarray]  # of one image: class (H, W) uint8, and confidence in it (H, W) float32
 
 AT_ONCE = 16  # images in the network together at least; without gradients they need little memory
-JOINED = 8  # images through the head together at most, of several conditions; on a CPU more are no faster
-GROUP = 48  # conditions of a split that are computed together and then written: what a kill costs at most
+JOINED = 8  # images of several conditions through the head together at most
+CPU_PIXELS = 480 * 640  # in the network together at most on a CPU: more do not fit its caches, and are slower
+GROUP = 48  # conditions of a split that are computed together and then written
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ def evaluate_run(
     """Evaluates the selected checkpoint of a trained run; False if `stop` asked it to end before.
 
     GROUP conditions of one split are computed together and written one by one, so what is written is never computed
-    again. A stop, which takes effect between two batches, or a kill loses what was computed of the group.
+    again. A stop takes effect between two batches and loses nothing; a kill loses the batch that was being computed and
+    what had not been kept of those before (`crm.unfinished.EVERY` seconds).
     """
     if not conditions:
         return True
@@ -92,23 +96,32 @@ def evaluate_run(
     made_by = {"selection": selection, "step": checkpoint.meta["step"], "checkpoint_sha256": file_hash(path)}
     model = build_segmenter(config.model, trained.num_classes).to(machine.device)
     model.load_state_dict(checkpoint.weights)
-    groups = grouped(conditions)
     done, count, seconds = 0, 0, 0.0
-    for split_name, wanted in groups:
+    left = list(conditions)
+    while left:
         if stop():
             return False
+        split_name = min(condition.split for condition in left)
         split = open_run_split(config.data, split_name, machine.data, machine.cache)
         made_by["data_sha256"] = manifest(split)["sha256"]
         refuse_other_frames(claim.folder, selection, split_name, made_by["data_sha256"])
-        count = count or len(split) * len(conditions)
+        kept = Unfinished(
+            unfinished(claim.folder, selection), {**made_by, "split": split_name, "corruptions": VERSION}, claim.check
+        )
+        # what an attempt before has begun is finished first
+        begun = kept.conditions(condition for condition in left if condition.split == split_name)
+        _, wanted = grouped(begun or left)[0]
+        left = [condition for condition in left if condition not in wanted]
+        known = kept.images * len(wanted)
+        count = (count or len(split) * len(conditions)) - known
         passed = Scored(done, count, seconds)
 
         def told(scored: Scored, before: Scored = passed) -> None:
             tell(Scored(before.done + scored.done, before.count, before.seconds + scored.seconds))
 
-        batch = max(config.batch, AT_ONCE)
+        batch = at_once(max(config.batch, AT_ONCE), split.size, machine.device)
         written, began = 0, time.monotonic()
-        for condition, result in evaluate(model, split, wanted, batch, machine.device, trained, stop, told):
+        for condition, result in evaluate(model, split, wanted, batch, machine.device, trained, stop, told, kept):
             claim.check()
             result = replace(result, meta={**result.meta, **made_by})
             save_evaluation(evaluation(claim.folder, selection, condition), result)
@@ -123,8 +136,14 @@ def evaluate_run(
             )
         if written < len(wanted):
             return False  # stopped
-        done, seconds = done + len(split) * len(wanted), seconds + time.monotonic() - began
+        kept.clear()
+        done, seconds = done + len(split) * len(wanted) - known, seconds + time.monotonic() - began
     return True
+
+
+def at_once(images: int, size: tuple[int, int], device: str) -> int:
+    """How many images go through the network together where `images` may."""
+    return images if device != "cpu" else max(1, min(images, CPU_PIXELS // (size[0] * size[1])))
 
 
 def refuse_other_frames(folder: Path, selection: str, split: str, data_sha256: str) -> None:
@@ -155,18 +174,21 @@ def evaluate(
     trained: DatasetSpec | None = None,
     stop: Callable[[], bool] = lambda: False,
     tell: Tell = tell_nobody,
+    kept: Unfinished | None = None,
 ) -> Iterator[tuple[Condition, Evaluation]]:
     """Each condition with its per-image evidence, every image of the split counted exactly once.
 
-    At least `batch` images go through the head at once, of one condition or of several. Nothing if `stop` asked to end
-    before. `trained` is the data set whose classes and normalisation the network has, by
-    default the split's. ValueError if the two share no class.
+    `batch` images go through the network at once; through the head also those of several conditions, where that is
+    faster. Nothing if `stop` asked to end before. `trained` is the data set whose classes and normalisation the network
+    has, by default the split's. What `kept` holds is not computed again, and what is computed it is given.
+    ValueError if the two data sets share no class.
     """
     spec = trained or split.spec
     shared = mapping(spec, split.spec)
     began = time.monotonic()
-    found = _evidence(model, split, spec, shared, conditions, batch, device, stop, tell)
-    seconds = round((time.monotonic() - began) / max(1, len(conditions)), 3)
+    found = _evidence(model, split, spec, shared, conditions, batch, device, stop, tell, kept)
+    took = kept.seconds if kept else time.monotonic() - began
+    seconds = round(took / max(1, len(conditions)), 3)
     names, night = list(split.names), [split.spec.is_night(name) for name in split.names]
     for condition, (matrices, histograms, pictures) in found.items():
         yield (
@@ -182,14 +204,6 @@ def evaluate(
         )
 
 
-class _Evidence(NamedTuple):
-    """Of one condition, an item per image."""
-
-    matrices: list[np.ndarray]
-    histograms: list[np.ndarray]
-    pictures: list[np.ndarray]  # none where the condition keeps none
-
-
 @torch.no_grad()
 def _evidence(
     model: Segmenter,
@@ -201,15 +215,20 @@ def _evidence(
     device: str,
     stop: Callable[[], bool],
     tell: Tell,
-) -> dict[Condition, _Evidence]:
+    kept: Unfinished | None,
+) -> dict[Condition, Evidence]:
     """By condition; empty if asked to stop."""
     model.eval()
     num_classes = len(shared.classes) if shared else spec.num_classes
     ignore_index = shared.ignore_index if shared else split.spec.ignore_index
-    found = {condition: _Evidence([], [], []) for condition in conditions}
+    found = kept.load(conditions) if kept else {condition: Evidence([], [], []) for condition in conditions}
+    known = kept.images if kept else 0
+    count = (len(split) - known) * len(conditions)
     began, done = time.monotonic(), 0
-    for work in ahead(_prepared(split, spec, sorted(conditions), batch, stop)):
+    for work in ahead(_prepared(split, spec, sorted(conditions), batch, stop, known)):
         if work is None:
+            if kept:
+                kept.keep(found, now=True)
             return {}
         frames, labels = work.frames, work.labels
         if shared:
@@ -227,7 +246,11 @@ def _evidence(
                 if condition in PICTURED:
                     pictures.append(_shrunk(prediction, frame.size))
             done += len(frames)
-            tell(Scored(done, len(split) * len(conditions), time.monotonic() - began))
+            tell(Scored(done, count, time.monotonic() - began))
+        if kept:
+            kept.keep(found)
+    if kept:
+        kept.keep(found, now=True)  # so that a kill while the evaluations are written costs nothing
     return found
 
 
@@ -243,6 +266,7 @@ def _meta(
         "ignore_index": spec.ignore_index,
         "size": list(split.size),
         "confidence": CONFIDENCE,
+        "corruptions": VERSION,
         "seconds": seconds,
     }
     if shared:
@@ -276,11 +300,11 @@ def ahead(made: Iterator[T]) -> Iterator[T]:
 
 
 def _prepared(
-    split: Split, spec: DatasetSpec, conditions: Sequence[Condition], batch: int, stop: Callable[[], bool]
+    split: Split, spec: DatasetSpec, conditions: Sequence[Condition], batch: int, stop: Callable[[], bool], first: int
 ) -> Iterator[Work | None]:
-    """The batches of a split; None and no more once asked to stop."""
+    """The batches of a split from its image `first` on; None and no more once asked to stop."""
     sides = list(dict.fromkeys(side for condition in conditions for side in _sides(condition)))
-    for start in range(0, len(split), batch):
+    for start in range(first, len(split), batch):
         if stop():
             yield None
             return
@@ -322,10 +346,11 @@ def _predict(
         return maps[side] if uses[side] else maps.pop(side)
 
     waiting: list[tuple[Condition, Maps]] = []
+    joined = at_once(JOINED, work.frames[0].size, device)
     for place, condition in enumerate(work.conditions):
         waiting.append((condition, _features(model, [(side, branch(side)) for side in _sides(condition)])))
         following = work.conditions[place + 1] if place + 1 < len(work.conditions) else None
-        full = (len(waiting) + 1) * len(work.frames) > JOINED
+        full = (len(waiting) + 1) * len(work.frames) > joined
         # paths do not mix: a network may treat what is not fused in another way
         if full or following is None or len(_sides(following)) != len(_sides(condition)) == 1:
             yield from _answers(model, work.frames, sizes, waiting, shared)

@@ -90,10 +90,14 @@ def initial_file(init: str, weights: Path | None, runs: Path | None = None) -> P
                 "`crm weights import FOLDER --dataset NAME`. To train from scratch: --from-scratch"
             )
         there = ", ".join(sorted(found.stem for found in path.parent.glob("*.safetensors"))) or "none"
+        how = f"crm weights import FILE --name {init}"
+        if init.startswith("swin_"):
+            where = "from https://github.com/microsoft/Swin-Transformer, or the file of that name from timm"
+            how = f"Get {init}.pth {where}, then: {how}"
+        else:
+            how = f"A Swin comes under that name by `{how}`, a whole network with --dataset NAME besides"
         raise FileNotFoundError(
-            f"{path} is missing, and model.init names it (there: {there}). Get {init}.pth from "
-            "https://github.com/microsoft/Swin-Transformer, or the file of that name from timm, then: "
-            f"crm weights import FILE --name {init}. To train from scratch: --from-scratch"
+            f"{path} is missing, and model.init names it (there: {there}). {how}. To train from scratch: --from-scratch"
         )
     return path
 

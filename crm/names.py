@@ -31,12 +31,35 @@ def family(file: str, name: str) -> tuple[str, ...]:
 
     Read from the source, whose dict is a literal: importing it would load torch, which takes seconds.
     """
+    return tuple(explained(file, name))
+
+
+@cache
+def explained(file: str, name: str) -> dict[str, str]:
+    """The members of a family, each with one line about it: its text, or the first line of its function or class.
+
+    "" for a member that says nothing.
+    """
     tree = ast.parse((Path(__file__).parent / file).read_text())
+    said = {
+        node.name: (ast.get_docstring(node) or "").partition("\n")[0]
+        for node in tree.body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    }
     for node in tree.body:
         if not isinstance(node, (ast.Assign, ast.AnnAssign)):
             continue
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):
             assert isinstance(node.value, ast.Dict), f"{name} in {file} must be a literal dict"
-            return tuple(ast.literal_eval(key) for key in node.value.keys if key is not None)
+            pairs = zip(node.value.keys, node.value.values, strict=True)
+            return {ast.literal_eval(key): _line(value, said) for key, value in pairs if key is not None}
     raise KeyError(f"{file} has no {name}")
+
+
+def _line(value: ast.expr, said: dict[str, str]) -> str:
+    """What a value of such a dict is: itself if it is text, else what its last name is documented as."""
+    if isinstance(value, ast.Constant) and isinstance(value.value, str):
+        return value.value
+    names = [node.id for node in ast.walk(value) if isinstance(node, ast.Name)]
+    return next((said[name] for name in reversed(names) if said.get(name)), "")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crm import config
-from crm.distillation import DISTILLATIONS, Counted, Form, Output, evaluating
+from crm.distillation import DISTILLATIONS, Counted, Form, Output, distance, evaluating
 from crm.losses import class_loss, class_weights, dice_loss, mask_loss
 from crm.masking import FILLS, TOKEN
 from crm.matching import Pairs, assign, matching_costs
@@ -218,7 +218,9 @@ def objective(
             counted = _counted(targets) if distilled_maps and not loss.count_padding else None
             for term, students in STUDENTS.items():
                 if weight := getattr(loss, term):
-                    apart = [form.distance(wanted, said[name], counted) for name in students]
+                    apart = [
+                        distance(loss.distillation, wanted, said[name], counted, loss.temperature) for name in students
+                    ]
                     losses.terms[term] = share * weight * torch.stack(apart).sum()
         _of_fusion(losses, model, maps, share, len(part.counts))
     return losses

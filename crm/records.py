@@ -15,6 +15,7 @@
               diagnosis.json     what `crm diagnose` found last
               mirror.json        what `crm.mirror` has sent to MLflow
               evals/<selection>/<condition>.npz   per-image confusion matrices; its existence means: evaluated
+              evals/<selection>/unfinished/       evidence of evaluations that are being computed (`crm.unfinished`)
 
 Torch-free; numpy is loaded only by whoever reads confusion matrices.
 """
@@ -188,6 +189,11 @@ def refuse_gone(folder: Path) -> None:
     """FileNotFoundError if a run folder is not there any more: nothing may be written that would half make it again."""
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder} is gone: it was deleted or moved while the run was being worked on")
+
+
+def unfinished(folder: Path, selection: str) -> Path:
+    """The folder of what is known of evaluations that are not yet written."""
+    return folder / "evals" / selection / "unfinished"
 
 
 def lacking(folder: Path, selection: str, conditions: Sequence[Condition]) -> list[Condition]:

@@ -124,7 +124,8 @@ class Trainer:
         if not math.isfinite(sum(terms.values())):
             raise _not_finite("loss", terms, number)
         distributed.add_up_gradients(self.model)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip).item()
+        norms = [nn.utils.clip_grad_norm_(part, config.optim.clip).item() for part in self.model.networks]
+        norm = math.hypot(*norms)
         if not math.isfinite(norm):
             raise _not_finite("gradient", terms, number)
         factor = rate(number, config.steps, self.epoch_steps, config.optim)

@@ -116,7 +116,7 @@ class Sweep:
         """
         if "seed" in (changes or {}):
             raise ValueError(f"a sweep has its own seeds, {list(self.seeds)}; seed cannot be set")
-        configs = {label: override(self.base, {**self.variants[label], **(changes or {})}) for label in self.variants}
+        configs = {label: self._config(label, changes or {}) for label in self.variants}
         lint(configs, self.budget, [list(part.variants) for part in self.parts().values()])
         for config in configs.values():
             refuse_selection(self.selection, config)
@@ -125,6 +125,14 @@ class Sweep:
             for label, config in configs.items()
             for seed in self.seeds
         ]
+
+    def _config(self, label: str, changes: Overrides) -> Config:
+        """Of a row; a ValueError says which row it is that stands against the changes, where the base takes them."""
+        try:
+            return override(self.base, {**self.variants[label], **changes})
+        except ValueError as error:
+            override(self.base, changes)  # raises by itself if the changes are wrong for any row
+            raise ValueError(f"row {label!r}: {error}") from error
 
 
 @runtime_checkable
@@ -231,6 +239,14 @@ def tiny(sweep: Sweep, base: Config) -> Sweep:
     return _with_rows(replace(sweep, base=base, seeds=sweep.seeds[:2], also_on=also_on, tiny={}), rows)
 
 
+def leave_out(sweep: Sweep, rows: Sequence[str]) -> Sweep:
+    """The sweep without these rows; ValueError names those that there are."""
+    for row in rows:
+        if row not in sweep.variants:
+            raise unknown("row", row, sweep.variants)
+    return _with_rows(sweep, {**sweep.variants, **dict.fromkeys(rows, "not asked for (--without)")})
+
+
 def _with_rows(sweep: Sweep, rows: Mapping[str, Overrides | str]) -> Sweep:
     """The sweep with these rows; text leaves one out for that reason, and with it what was compared with it alone."""
     left_out = {**sweep.left_out, **{label: why for label, why in rows.items() if isinstance(why, str)}}
@@ -249,6 +265,7 @@ def _with_rows(sweep: Sweep, rows: Mapping[str, Overrides | str]) -> Sweep:
         baseline=sweep.reference if sweep.reference in kept else "",
         method=sweep.subject if sweep.subject in kept else "",
         groups={name: members for name, members in groups.items() if members},
+        interaction=() if set(sweep.interaction) & set(left_out) else sweep.interaction,
         left_out=left_out,
     )
 

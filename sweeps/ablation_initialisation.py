@@ -5,9 +5,10 @@ little more. Whether the filters of the thermal stem are the mean of RGB's or th
 first activations, which the norm behind it takes away.
 
 Feeds the initialisation table. Cost: 4 rows of 3 seeds, 12 runs. The rows but "from scratch" refuse to start without
-their weights. "Mask2Former" is the run `import-mask2former`: `crm weights import FOLDER --dataset NAME --json` says
-what it has made of a Hugging Face folder, `ln -s import-... runs/import-mask2former` gives it that name. The tiny form
-has no weights, so only scratch is left of it.
+their weights. "Mask2Former" is whatever network of the base's size is imported under that name: `crm weights import
+FOLDER --dataset mf --name mask2former`, FOLDER being one of Hugging Face with config.json and model.safetensors, as of
+facebook/mask2former-swin-tiny-cityscapes-semantic for Swin-T; provenance tells which. The tiny form has no weights, so
+only scratch is left of it.
 """
 
 from crm.sweep import Sweep
@@ -22,7 +23,7 @@ sweep = Sweep(
         "from scratch": {"model.init": "none"},
         "ImageNet": {},
         "ImageNet, thermal stem sum": {"model.thermal_stem": "sum"},
-        "Mask2Former": {"model.init": "import-mask2former"},
+        "Mask2Former": {"model.init": "mask2former"},
     },
     seeds=(0, 1, 2),
     method="ImageNet",

@@ -3,9 +3,10 @@
 Hypothesis: yes. A network that leans on one modality leans on that sensor, and another camera breaks it.
 
 Feeds the train x test matrix of MF and KP on the classes that both have (car, person, bike; crm/data/mapping.py), every
-network scored on the same ones, also at home. PST900 shares no class with them and is left out. Cost: the rows of
-`datasets`, so 12 runs that are trained once for both, and the evaluation of each on the other data set. --data names a
-folder that holds mfnet/ and kp/. The tiny form has one synthetic data set, so its matrix has one column.
+network scored on the same ones, also at home. PST900 shares no class with them and is left out. Cost: 4 rows of 3
+seeds, 12 runs, which `datasets` has too and which are trained once for both, and the evaluation of each on the other
+data set. --data names a folder that holds mfnet/ and kp/. The tiny form has one synthetic data set, so its matrix has
+one column.
 """
 
 from crm.data.mapping import mapping

@@ -6,10 +6,11 @@ helps where a whole modality is gone and not where a part is.
 
 Fusion x masking x objective: max, concat and FRM+FFM of CMX; no masks, modality dropout, individual, complementary and
 random complementary masks; and beside max fusion the controls that train on other damage (a box cut out of RGB, CutMix,
-corrupted pictures, pixels dropped as RMM drops them) or on as many forward passes. Every run is evaluated under the
-whole suite `paper`.
+corrupted pictures, pixels dropped as RMM drops them), on as many forward passes, or on one modality alone, which every
+curve is compared with. Every run is evaluated under the whole suite `paper`. All combinations of the minimum grid are
+the rows of `baselines`: `crm evaluate baselines --suite paper` evaluates those alike.
 
-Feeds the robustness tables and figures. Cost: 22 rows of 5 seeds, 110 runs. `--tiny` is six of the rows at the demo's
+Feeds the robustness tables and figures. Cost: 24 rows of 5 seeds, 120 runs. `--tiny` is six of the rows at the demo's
 size, 12 runs: minutes on two cores.
 """
 
@@ -34,6 +35,7 @@ MASKINGS: Variants = {
     **{f"max, {kind} masks, all losses": {"masking.kind": kind} for kind in MASKS[:2]},
 }
 CONTROLS: Variants = {
+    **{f"{name} only": {**PLAIN, "model.inputs": inputs} for name, inputs in (("RGB", "rgb"), ("thermal", "thermal"))},
     "M-CutOut": {**NO_DISTILLATION, **M_CUTOUT},
     "CutMix": CUTMIX,
     "trained on noise": {**NO_DISTILLATION, "masking.kind": "none", "masking.view": "corrupted"},

@@ -131,7 +131,8 @@ TRACKED = ("analysis", "benchmarks", "crm", "experiments", "sweeps", "tests", ".
 def texts() -> Iterator[Path]:
     """The project's own text files."""
     inside = (path for folder in TRACKED for path in (ROOT / folder).rglob("*"))
-    for path in (*ROOT.glob("*.*"), ROOT / "Makefile", *inside):
+    own = {*ROOT.glob("*.*")} - {ROOT / ".git"}  # a file in a worktree, and git's
+    for path in (*own, ROOT / "Makefile", *inside):
         if path.is_file() and path.suffix not in (".pyc", ".npz", ".png", ".safetensors", ".gz"):
             yield path
 

@@ -57,6 +57,8 @@ def run(runs: Path, cell: Cell, trained: bool = True) -> Path:
     old(evaluation(folder, "last", CLEAN_TEST))
     if trained:
         write_json(folder / "result.json", {})
+        for name in ("result.json", "evals/last"):
+            os.utime(folder / name, (OLD, OLD))
     return folder
 
 
@@ -143,12 +145,17 @@ def test_a_snapshot_goes_when_its_sweeps_have_nothing_left_to_do(runs):
     assert all(path.exists() for path in (*places["live"], new))
 
 
-def test_a_snapshot_stays_while_an_evaluation_is_missing(runs):
-    run(runs, cells()[0])
+@pytest.mark.parametrize("still", ["an evaluation is missing", "it was finished today"])
+def test_a_snapshot_stays_while_its_sweep_may_be_at_work(runs, still):
+    folder = run(runs, cells()[0])
     snapshot = runs / ".snapshots" / "s"
     snapshot.mkdir(parents=True)
     os.utime(snapshot, (OLD, OLD))
-    asked = {"snapshot": str(snapshot), "selection": "last", "conditions": ["test", "test.rgb=missing_mean"]}
+    asked = {"snapshot": str(snapshot), "selection": "last", "conditions": ["test"]}
+    if still == "an evaluation is missing":
+        asked["conditions"] = ["test", "test.rgb=missing_mean"]
+    else:
+        os.utime(folder / "evals/last")
     write_json(runs / ".sweeps/demo/asked.json", {**asked, "cells": [{"id": cells()[0].id}]})
     crm("clean", "--yes")
     assert snapshot.exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from crm.config import FAMILIES, alternatives
 from tests.tiny import TINY_SETS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +41,22 @@ WRONG = {
     "a run that does not exist": (["evaluate", "abc"], "no run 'abc'"),
     "a suite that does not exist": (["evaluate", "abc", "--suite", "robust"], "Did you mean 'robustness'"),
     "a selection that does not exist": (["evaluate", "abc", "--select", "best"], "val_best"),
+    "a row that does not exist": (["plan", "demo", "--without", "CMR"], "Did you mean 'CRM'"),
+    "a member of a family": (["list", "model.fusoin"], "Did you mean 'model.fusion'"),
+    "a change that one row cannot take": (["plan", "ablation_fusion", "--set", "model.fusion=add"], "row 'RGB only'"),
+    "a temperature of a form without one": (["plan", "demo", "--set", "loss.temperature=2"], "loss.temperature is of"),
+    "weights that are not there": (
+        [
+            "sweep",
+            "ablation_initialisation",
+            "--without",
+            "ImageNet",
+            "--without",
+            "ImageNet, thermal stem sum",
+            "--yes",
+        ],
+        "crm weights import FILE --name mask2former",
+    ),
     "a report without any finished run": (["report", "demo"], "crm sweep demo"),
     "no terminal to confirm on": (["sweep", "demo", *TINY_SETS], "--yes"),
     "an unknown command": (["swep"], "sweep"),
@@ -55,6 +72,18 @@ def test_wrong_input_is_answered_with_what_would_be_right(what, tmp_path):
     assert hint in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("runs/*")), "wrong input left something behind"
+
+
+def test_listing_names_every_alternative_with_a_line_about_it(tmp_path):
+    """Read from the source, so that one that is added to its family is listed at once."""
+    done = crm("list", "--json", home=tmp_path)
+    found = json.loads(done.stdout)
+    for path in FAMILIES.keys() - {"data.dataset"}:
+        assert tuple(found[path]) == alternatives(path)
+        if path not in ("masking.corruptions",):
+            assert all(found[path].values()), path
+    assert found["model.fusion"]["max"].startswith("Elementwise maximum")
+    assert crm("list", "model.fusion", home=tmp_path).stdout.count("\n") == 1 + len(alternatives("model.fusion"))
 
 
 def test_listing_names_experiments_sweeps_suites_and_data(tmp_path):

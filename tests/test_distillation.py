@@ -9,7 +9,17 @@ from scipy.special import expit, softmax
 from scipy.stats import entropy
 from sklearn.metrics import mean_squared_error
 
-from crm.distillation import DISTILLATIONS, TEACHERS, Output, evaluating, feature_mse, l1_aligned, pixel_kl
+from crm.distillation import (
+    DISTILLATIONS,
+    SOFTENED,
+    TEACHERS,
+    Output,
+    distance,
+    evaluating,
+    feature_mse,
+    l1_aligned,
+    pixel_kl,
+)
 
 B, Q, K, SIZE = 3, 5, 4, (6, 8)
 FORMS = pytest.mark.parametrize("name", DISTILLATIONS)
@@ -184,6 +194,32 @@ def test_features_of_different_levels_weigh_the_same():
     for level in range(4):
         maps = [each + (i == level) for i, each in enumerate(teacher.maps)]
         assert feature_mse(teacher, Output(maps=maps), None).item() == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 4.0])
+def test_temperature_softens_both_distributions_and_puts_the_distance_back_to_scale(temperature):
+    teacher, student = output(3), output(4)
+    wanted, found = (softmax(numbers(each)[0] / temperature, axis=2) for each in (teacher, student))
+    expected = temperature**2 * np.mean([entropy(wanted[b, q], found[b, q]) for b in range(B) for q in range(Q)])
+    assert distance("kl", teacher, student, None, temperature).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_high_temperature_is_half_the_variance_of_the_difference_of_logits():
+    """The limit of Hinton et al. 2015, section 2.1: matching logits, whatever is common to a query's taken off."""
+    teacher, student = (Output(output(seed).class_logits.double()) for seed in (3, 4))
+    apart = (teacher.class_logits - student.class_logits).numpy()
+    expected = (apart - apart.mean(2, keepdims=True)).var(2).mean() / 2
+    assert distance("kl", teacher, student, None, 300.0).item() == pytest.approx(expected, rel=0.02)
+
+
+@FORMS
+def test_at_temperature_1_a_form_is_what_it_is(name):
+    teacher, student = output(1), output(2)
+    assert distance(name, teacher, student, None) == DISTILLATIONS[name].distance(teacher, student, None)
+
+
+def test_what_can_be_softened_is_a_form():
+    assert SOFTENED.keys() <= DISTILLATIONS.keys()
 
 
 def test_asking_a_teacher_leaves_every_part_in_its_mode():

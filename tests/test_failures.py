@@ -147,12 +147,12 @@ def printed(folder: Path, which: str, step: int, path: str) -> str:
 
 
 def test_the_same_failure_of_two_cells_has_one_signature_and_another_line_has_another(tmp_path):
-    first = printed(tmp_path / "a", "divide", 7, "/scratch/me/runs/0123456789ab/checkpoints")
+    first = printed(tmp_path / "a", "divide", 7, "/elsewhere/me/runs/0123456789ab/checkpoints")
     second = printed(tmp_path / "runs" / ".snapshots" / "fedcba987654", "divide", 7, "runs/ba9876543210")
     assert first != second and signature(first) == signature(second), normalised(first) + "\n" + normalised(second)
     assert len(signature(first)) == 12
-    elsewhere = printed(tmp_path / "a", "other", 7, "/scratch/me/runs/0123456789ab/checkpoints")
-    in_another_line = printed(tmp_path / "a", "divide", 6, "/scratch/me")
+    elsewhere = printed(tmp_path / "a", "other", 7, "/elsewhere/me/runs/0123456789ab/checkpoints")
+    in_another_line = printed(tmp_path / "a", "divide", 6, "/elsewhere/me")
     assert len({signature(text) for text in (first, elsewhere, in_another_line)}) == 3
 
 

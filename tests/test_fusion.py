@@ -28,7 +28,11 @@ from tests.test_model import TINY as SIZES
 from tests.test_model import image
 from tests.tiny import TINY, machine
 
-SYMMETRIC = ("max", "add", "average")  # exchanging the modalities changes nothing
+# whether exchanging the modalities changes nothing
+SYMMETRIC = {
+    "max": True, "add": True, "average": True,
+    "concat": False, "gated": False, "frm_ffm": False, "token_exchange": False,
+}  # fmt: skip
 
 ALONE = {f"loss.{name}": 0.0 for name in ("rgb", "thermal", "masked", "complementary", "non_local")}
 ALONE |= {"masking.kind": "none"}
@@ -198,15 +202,6 @@ def test_a_fusion_keeps_the_shape_and_passes_a_gradient_to_both(name, masked):
     assert all(x.grad.abs().sum() > 0 for x in maps)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("name", FUSIONS)
-def test_a_fusion_is_symmetric_just_where_it_says_so(name):
-    rgb, thermal = two()
-    made = level(name)
-    same = torch.allclose(made(rgb, thermal, None, False), made(thermal, rgb, None, False), atol=1e-6)
-    assert same == (name in SYMMETRIC)
-
-
 @pytest.mark.parametrize("name", FUSIONS)
 def test_everything_but_the_fusion_starts_from_the_same_values(name):
     ours, theirs = network(fusion=name).state_dict(), network().state_dict()
@@ -244,6 +239,15 @@ def test_norms_inside_a_fusion_are_those_of_the_network():
 
 
 # ---------------------------------------------------------------------------------------------- definitions
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SYMMETRIC)
+def test_a_fusion_is_symmetric_just_where_it_says_so(name):
+    rgb, thermal = two()
+    made = level(name)
+    same = torch.allclose(made(rgb, thermal, None, False), made(thermal, rgb, None, False), atol=1e-6)
+    assert same == SYMMETRIC[name]
 
 
 @torch.no_grad()
@@ -519,7 +523,7 @@ def test_a_late_network_is_the_average_of_two_networks_of_one_modality():
 
 
 def test_the_two_networks_of_a_late_one_are_trained_as_they_would_be_alone():
-    """Equal losses at equal weights; only the clipping of the gradient is over both."""
+    """Equal losses at equal weights, and a gradient that is clipped by itself: one does not slow the other down."""
     changes = {f"model.{name}": value for name, value in SIZES.items()}
     late = trainer(CONTROLS["late"] | changes)
     terms = step(late).terms
@@ -529,7 +533,37 @@ def test_the_two_networks_of_a_late_one_are_trained_as_they_would_be_alone():
     assert all(grad.abs().sum() > 0 for grad in heads) and not torch.equal(*heads)
     made = trainer({**CONTROLS["late"], **changes, "loss.thermal": 2.0})
     assert step(made).terms["rgb"] == pytest.approx(terms["rgb"])
-    assert made.model.backbone.rgb.patch_embed.proj.weight.grad is not None
+    parts = [{id(parameter) for parameter in part} for part in late.model.networks]
+    assert not parts[0] & parts[1] and parts[0] | parts[1] == {id(parameter) for parameter in late.model.parameters()}
+    alone, heavy = (trainer({**CONTROLS["late"], "optim.clip": 0.01, "loss.thermal": weight}) for weight in (1.0, 50.0))
+    for each in (alone, heavy):
+        step(each)
+    same = {
+        path: torch.equal(ours, theirs)
+        for (path, ours), (_, theirs) in zip(
+            alone.model.named_parameters(), heavy.model.named_parameters(), strict=True
+        )
+    }
+    assert all(is_same for path, is_same in same.items() if "thermal" not in path)
+    assert not all(is_same for path, is_same in same.items() if "thermal" in path)
+
+
+def test_the_gradient_of_one_network_is_clipped_as_pytorch_does_it():
+    made = trainer({"optim.clip": 0.01})
+    done = step(made)
+    total = torch.stack([parameter.grad.norm() for parameter in made.model.parameters() if parameter.grad is not None])
+    assert done.grad_norm > 0.01 and total.norm().item() == pytest.approx(0.01, rel=1e-4)
+
+
+MASKED_EARLY = {
+    "model.inputs": "early", "masking.fill": "mean", "loss.rgb": 0.0, "loss.thermal": 0.0, "loss.non_local": 0.0,
+}  # fmt: skip
+
+
+def test_four_channels_can_be_masked_by_the_mean_and_agree_with_themselves():
+    terms = step(trainer(MASKED_EARLY)).terms
+    assert list(terms) == ["fused", "masked", "complementary"]
+    assert terms["masked"] != pytest.approx(terms["fused"], rel=1e-3) and terms["complementary"] > 0
 
 
 # ---------------------------------------------------------------------------------------------- refusals
@@ -545,7 +579,10 @@ def test_the_two_networks_of_a_late_one_are_trained_as_they_would_be_alone():
         ({"model.inputs": "rgb"}, r"masking\.kind must be 'none'"),
         ({**CONTROLS["rgb"], "loss.thermal": 1.0}, r"loss\.thermal must be 0"),
         ({**CONTROLS["rgb"], "loss.rgb": 1.0}, r"loss\.rgb must be 0"),
-        ({**CONTROLS["early"], "masking.kind": "complementary", "loss.masked": 1.0}, r"masking\.kind must be 'none'"),
+        ({**CONTROLS["early"], "masking.kind": "complementary", "loss.masked": 1.0}, r"masking\.fill must be 'mean'"),
+        ({**CONTROLS["thermal"], "masking.kind": "individual", "loss.masked": 1.0}, r"masking\.kind must be 'none'"),
+        ({**MASKED_EARLY, "loss.non_local": 1.0}, r"loss\.non_local must be 0"),
+        ({**MASKED_EARLY, "loss.rgb_masked": 1.0}, r"loss\.rgb_masked must be 0"),
         ({**CONTROLS["early"], "model.fusion": "gated"}, r"model\.fusion must stay 'max'"),
         ({**CONTROLS["thermal"], "model.share_from": 0}, r"model\.share_from must stay 4"),
         ({**CONTROLS["late"], "loss.fused": 1.0}, r"loss\.fused must be 0"),

@@ -225,7 +225,7 @@ def test_workers_are_dealt_out_to_gpus_several_on_each():
 def test_a_worker_sees_the_gpu_that_it_was_given(tmp_path):
     queue = Queue(cells=[], machine=machine(tmp_path), selection="last", conditions=[], workers=1, gpus=("3",))
     worker = _Worker(queue, "3")
-    assert psutil.Process(worker.process.pid).environ()["CUDA_VISIBLE_DEVICES"] == "3"
+    until(lambda: psutil.Process(worker.process.pid).environ().get("CUDA_VISIBLE_DEVICES") == "3", worker.process)
     worker.dismiss()
     assert worker.process.wait(PATIENCE) == 0
 

@@ -226,6 +226,17 @@ REFUSED = {
     "distillation between two scenes": (
         {"masking.view": "cutmix"}, "masking.view is 'cutmix', so loss.complementary must be 0: it is another scene",
     ),
+    "cross-modal cutmix of one image": ({"masking.view": "cross_cutmix", "batch": 1}, "'cross_cutmix' mixes two"),
+    "a temperature of a form without distributions": (
+        {"loss.temperature": 2.0}, "is of loss.distillation 'kl', and loss.distillation is 'l1_logits'",
+    ),
+    "a temperature of nothing": (
+        {"loss.temperature": 2.0, "loss.distillation": "kl", "loss.complementary": 0.0, "loss.non_local": 0.0},
+        "is of loss.distillation 'kl', and loss.complementary and loss.non_local are 0",
+    ),
+    "a temperature of 0": (
+        {"loss.temperature": 0.0, "loss.distillation": "kl"}, "loss.temperature must be above 0",
+    ),
     "cutmix of one image": ({**OFF, "loss.masked": 1.0, "masking.view": "cutmix", "batch": 1}, "batch is 1"),
     "a teacher without its average": ({"loss.teacher": "ema"}, "optim.ema must be above 0, as in 0.99"),
     "a teacher that does not exist": ({"loss.teacher": "evl"}, "Did you mean 'eval'?"),

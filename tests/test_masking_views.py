@@ -109,6 +109,29 @@ def test_cutmix_pastes_one_box_of_another_image_into_both_modalities_and_the_lab
     assert min(areas) < 0.15 and max(areas) > 0.5 and 0.2 < np.mean(areas) < 0.5
 
 
+def test_cross_modal_cutmix_pastes_a_box_into_one_modality_and_leaves_the_label():
+    """The other modality is the clean one, bit by bit."""
+    pasted_into = []
+    for step in range(12):
+        batch, mixed = made("cross_cutmix", step)
+        clean, found = levels(batch), levels(mixed)
+        assert torch.equal(labels(mixed), labels(batch))
+        for place in range(4):
+            apart = (clean[place] != found[place]).reshape(4, *clean.shape[2:])
+            touched = apart[:3].any(), apart[3].any()
+            assert not all(touched)
+            if not any(touched):
+                continue  # the box was outside, or what it holds is the same
+            side = slice(0, 3) if touched[0] else slice(3, 4)
+            pasted_into.append(bool(touched[0]))
+            changed = apart.any(0)
+            rows, columns = (torch.nonzero(changed.any(axis)).flatten() for axis in (1, 0))
+            box = (slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1))
+            others = set(range(4)) - {place}
+            assert any(torch.equal(found[place][side][:, *box], clean[other][side][:, *box]) for other in others)
+    assert 0.2 < np.mean(pasted_into) < 0.8
+
+
 def test_pixel_dropout_takes_up_to_three_quarters_of_the_pixels_and_puts_the_mean_there():
     shares = []
     for step in range(15):

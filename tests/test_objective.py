@@ -279,6 +279,14 @@ def test_every_form_and_teacher_gives_both_terms_batched_as_streamed(name, teach
     assert all(parameter.grad is None for parameter in average.parameters())
 
 
+def test_the_temperature_reaches_both_distilled_terms():
+    at = {}
+    for temperature in (1.0, 3.0):
+        losses = run(tiny().double(), replace(LOSS, distillation="kl", temperature=temperature))
+        at[temperature] = [losses.terms[name].item() for name in ("complementary", "non_local")]
+    assert all(one > 0 and three > 0 and one != pytest.approx(three) for one, three in zip(*at.values(), strict=True))
+
+
 def test_a_teacher_in_evaluation_mode_says_what_evaluation_says():
     """Unlike the clean pass of the step, whose stochastic depth and statistics it does not share."""
     network = tiny(drop_path=0.5).double()
@@ -364,22 +372,34 @@ def test_a_view_is_supervised_by_its_own_labels():
 
 
 def test_two_plain_views_are_as_many_passes_as_crm(model, monkeypatch):
-    """The compute-matched control: six head passes and two branches on two inputs, all supervised."""
+    """The compute-matched control; what differs is that its two last passes are supervised and not distilled into."""
     control = replace(ALL, complementary=0.0, non_local=0.0)
-    assert list(needed_passes(control)) == list(needed_passes(LOSS))
-    heads = []
-    original = model.head
+    images = {"branch": 0, "head": 0}
+    for name in images:
+        original = getattr(model, name)
 
-    def counted(maps, **how):
-        heads.append(len(maps[0]))
-        return original(maps, **how)
+        def counted(*args, name=name, original=original, **how):
+            images[name] += len(args[1] if name == "branch" else args[0][0])
+            return original(*args, **how)
 
-    monkeypatch.setattr(model, "head", counted)
+        monkeypatch.setattr(model, name, counted)
+    supervised = []
+
+    class Counting(RandomPoints):
+        def __call__(self, plan):
+            supervised.extend(plan.passes)
+            return super().__call__(plan)
+
     image = IMAGE.to(next(model.parameters()).dtype)
     view = replace(OTHER, image=OTHER.image.to(image.dtype))
-    for loss, how in ((LOSS, {}), (control, {"view": view})):
-        objective(model, image, None if how else HIDDEN, TARGETS, loss, RandomPoints(random()), **how)
-    assert heads == [6 * len(IMAGE)] * 2
+    found = {}
+    for name, loss, how in (("CRM", LOSS, {}), ("control", control, {"view": view})):
+        images.update(branch=0, head=0)
+        supervised.clear()
+        objective(model, image, None if how else HIDDEN, TARGETS, loss, Counting(random()), **how)
+        found[name] = {**{part: count / len(image) for part, count in images.items()}, "supervised": len(supervised)}
+    assert found["CRM"] == {"branch": 4, "head": 6, "supervised": 4}
+    assert found["control"] == {"branch": 4, "head": 6, "supervised": 6}
 
 
 @pytest.mark.parametrize("fill", FILLS)

@@ -11,7 +11,7 @@ from scipy.optimize import least_squares
 from analysis.load import read
 from analysis.readings import cost, cross, dose, interaction, shared_miou
 from analysis.report import report
-from analysis.stats import broken_stick, seed_means
+from analysis.stats import broken_stick, dose_at, dose_axis, seed_means
 from analysis.tables import Comparison
 from crm.conditions import CLEAN_TEST
 from crm.config import override
@@ -37,6 +37,32 @@ def test_a_broken_line_is_found_where_it_bends():
     x = np.array(RATIOS)
     at, slope = broken_stick(x, (60 - 80 * np.maximum(0, x - 0.53))[:, None])
     assert at[0] == pytest.approx(0.53, abs=0.005) and slope[0] == pytest.approx(80, rel=0.02)
+
+
+def test_doses_of_a_wide_spread_lie_evenly_and_others_as_they_are():
+    weights = np.array([0.0, 0.1, 1.0, 10.0, 30.0])
+    assert dose_axis(weights, weights) == pytest.approx([0, 1, 2, 3, 1 + np.log10(300)])
+    assert dose_at(dose_axis(weights, weights), weights) == pytest.approx(weights)
+    ratios = np.array(RATIOS)
+    assert np.array_equal(dose_axis(ratios, ratios), ratios) and np.array_equal(dose_at(ratios, ratios), ratios)
+    patches = np.array([4.0, 8.0, 16.0, 32.0, 64.0])
+    assert np.diff(dose_axis(patches, patches)) == pytest.approx([np.log10(2)] * 4)
+
+
+def test_a_weight_that_breaks_is_found_on_a_logarithmic_axis(tmp_path):
+    """Level up to 1 and 30 points lower per factor of ten beyond: on a linear axis the bend would lie elsewhere."""
+    weights = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+    rows = {f"weight {weight:g}": {"loss.complementary": weight} for weight in weights}
+    base = override(config, {"data.test_images": 12})
+    sweep = Sweep(title="?", base=base, variants=rows, seeds=(0, 1, 2), suite="missing", dose="loss.complementary")
+    fabricate(tmp_path, sweep, {
+        f"weight {w:g}": Invented(0.85 - (0.3 * np.log10(w) if w > 1 else 0.0), 0.2, 0.2) for w in weights
+    })  # fmt: skip
+    study = read(sweep, tmp_path)
+    found = dose(study, Comparison(study, rng()))
+    assert found
+    clean = found.table.loc["clean"]
+    assert clean["low"] <= clean["break"] <= clean["high"] and 0.5 < clean["break"] < 2.0
 
 
 def test_a_noisy_broken_line_is_fitted_as_scipy_fits_it():
@@ -83,6 +109,17 @@ def test_a_breaking_point_is_estimated_with_an_interval_around_it(tmp_path):
     assert clean["mean.0.9"] < clean["mean.0.2"]
     assert {"rgb_head", "thermal_head"} <= set(found.table.index), "heads on one modality's features stand beside it"
     assert len(found.figures) == 2
+
+
+def test_a_bend_that_may_lie_beyond_the_last_value_but_one_has_an_interval_up_to_the_last(tmp_path):
+    sweep = by_ratio()
+    quality = {ratio: 0.85 if ratio < 0.9 else 0.4 for ratio in RATIOS}
+    fabricate(tmp_path, sweep, {f"ratio {r:g}": Invented(q, 0.2, 0.2) for r, q in quality.items()})
+    study = read(sweep, tmp_path)
+    found = dose(study, Comparison(study, rng()))
+    assert found
+    clean = found.table.loc["clean"]
+    assert clean["break"] == pytest.approx(0.8, abs=0.02) and clean["high"] == pytest.approx(0.9)
 
 
 def test_no_breaking_point_is_claimed_where_nothing_falls(tmp_path):

@@ -12,9 +12,11 @@ from analysis.readings import robustness
 from analysis.stats import bootstrap_miou, image_draws
 from crm import conditions
 from crm.conditions import SUITES, Condition, on, together
-from crm.robustness import Family, summary
+from crm.config import override
+from crm.robustness import Family, crossing, curve, summary
 from crm.sweep import Sweep
 from experiments.synthetic_small import config
+from sweeps import PLAIN
 from tests.analysis_fixture import evaluated, trained
 
 FIVE = (1.0, 2.0, 3.0, 4.0, 5.0)
@@ -77,6 +79,29 @@ def test_metrics_are_those_of_each_run_against_the_reference_at_its_seed(study):
     assert table.loc[("plain", 0), "mCD rgb"] == pytest.approx(100)
     assert table.loc[("tough", 0), "mCD rgb"] < 100
     assert {"reliance gap, day", "reliance gap, night"} <= set(table.columns)
+
+
+def test_curves_are_compared_with_the_best_network_of_one_modality_at_the_same_seed(study):
+    alone = [
+        replace(cell, config=override(cell.config, {**PLAIN, "model.inputs": "thermal"}))
+        if cell.variant == "plain"
+        else cell
+        for cell in study.cells
+    ]
+    table = robustness_figures.metrics(replace(study, cells=alone))
+    family = Family("rgb", "block_dropout")
+    steps = robustness_figures.unusual(SUITE)[family]
+    for seed in (0, 1):
+        scores = robustness_figures._scores(study)["tough", seed]
+        single = study.evidence["plain", seed, "test"].miou
+        wanted = crossing(curve(scores, steps), single)
+        assert table.loc[("tough", seed), f"crossing {family}"] == pytest.approx(wanted)
+
+
+def test_labels_of_ticks_leave_one_another_room():
+    assert figures.tick_labels([0, 5, 10, 25, 50, 100]) == ["0", "", "10", "25", "50", "100"]
+    assert figures.tick_labels([0, 1, 2, 3, 4, 5]) == ["0", "1", "2", "3", "4", "5"]
+    assert figures.tick_labels([0.0, 0.5, 0.95, 1.0]) == ["0", "0.5", "", "1"]
 
 
 def test_a_run_without_all_conditions_is_in_no_mean(study):

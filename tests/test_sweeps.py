@@ -1,6 +1,7 @@
 """The declared sweeps: what each asks, that it can be put anywhere, and that its tiny form runs."""
 
 import importlib
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,14 +11,14 @@ import pytest
 
 from crm.cli.options import find_experiment, find_sweep, modules
 from crm.conditions import CLEAN_TEST
-from crm.config import difference, override, run_id
+from crm.config import alternatives, difference, flatten, override, run_id
 from crm.objective import needed_passes
 from crm.recipes import released
 from crm.records import open_run, read_json
 from crm.sweep import Sweep, moved, tiny
 from crm.worker import DONE, attempt
 from experiments.synthetic_tiny import config as TINY
-from sweeps import COMPUTE_MATCHED, PLAIN
+from sweeps import COMPUTE_MATCHED, PLAIN, added
 from tests.tiny import machine
 
 SWEEPS = modules("sweeps")
@@ -50,11 +51,13 @@ def test_a_sweep_says_its_question_its_hypothesis_its_table_and_its_cost(name):
     assert len(declared(name).cells()) == len(declared(name).variants) * len(declared(name).seeds)
 
 
-@pytest.mark.parametrize("name", sorted(ASKED - {"overhead"}))
+@pytest.mark.parametrize("name", sorted(ASKED))
 def test_a_cost_names_the_rows_and_the_runs_that_there_are(name):
-    doc, sweep = importlib.import_module(f"sweeps.{name}").__doc__ or "", declared(name)
-    runs = len(sweep.cells())
-    assert f"{runs} runs" in " ".join(doc.split())
+    """Rows of alternatives that were added since cost as many runs each as there are seeds, which it says too."""
+    module, sweep = importlib.import_module(f"sweeps.{name}"), declared(name)
+    doc, added = " ".join((module.__doc__ or "").split()), getattr(module, "ADDED", ())
+    rows, seeds = len(sweep.variants) - len(added), len(sweep.seeds)
+    assert f"{rows} rows of {seeds} seed" in doc and f"{rows * seeds} runs" in doc
 
 
 @pytest.mark.parametrize("name", sorted(ASKED))
@@ -160,6 +163,31 @@ def test_a_form_that_does_not_exist_is_refused_with_what_would_do(name, argument
         find_sweep(name, **arguments)
 
 
+def test_rows_can_be_left_out_and_the_plan_says_so():
+    _, found = find_sweep("ablation_losses", without=["+ MWS", "w/o SDC"])
+    assert set(declared("ablation_losses").variants) - set(found.variants) == {"+ MWS", "w/o SDC"}
+    assert found.left_out == dict.fromkeys(("+ MWS", "w/o SDC"), "not asked for (--without)")
+    assert found.interaction == ()  # which needs a row that is gone
+    kept = {cell.id for cell in found.cells()}
+    assert kept < {cell.id for cell in declared("ablation_losses").cells()}, "the others are the same runs"
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [("w/o SDX", "no row 'w/o SDX'. Did you mean 'w/o SDC'"), ("max fusion", "baseline 'max fusion'")],
+)
+def test_a_row_that_cannot_be_left_out_is_named(row, reason):
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        find_sweep("ablation_losses", without=[row])
+
+
+def test_a_change_that_one_row_cannot_take_names_the_row():
+    with pytest.raises(ValueError, match=r"row 'RGB only': model.inputs is 'rgb', so model.fusion must stay 'max'"):
+        declared("ablation_fusion").cells({"model.fusion": "gated"})
+    with pytest.raises(ValueError, match=r"^no setting 'model.fusoin'"):
+        declared("ablation_fusion").cells({"model.fusoin": "gated"})
+
+
 # ---------------------------------------------------------------------------------------------- what they compare
 
 
@@ -195,6 +223,27 @@ def test_the_minimum_grid_is_all_there():
               for mws, sdn in ((False, False), (True, False), (True, True))}  # fmt: skip
     wanted |= {(fusion, "none", mws, False) for fusion in ("max", "concat", "frm_ffm") for mws in (False, True)}
     assert sorted(plain) == sorted(wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [("ablation_fusion", "model.fusion"), ("ablation_masking_type", "masking.kind"),
+     ("ablation_masking_type", "masking.shape"), ("ablation_distillation_form", "loss.distillation"),
+     ("ablation_distillation_form", "loss.teacher"), ("ablation_supervision", "model.fusion_norm"),
+     ("ablation_initialisation", "model.thermal_stem"), ("ablation_fusion", "model.inputs")],
+)  # fmt: skip
+def test_a_question_about_a_family_has_a_row_for_every_member(name, path):
+    """Also for those that were added after the sweep was written."""
+    assert {flatten(config)[path] for config in configs(declared(name)).values()} == set(alternatives(path))
+
+
+def test_an_alternative_without_a_row_gets_one():
+    rows = {"plain": {"model.fusion": "max"}, "other": {"model.fusion": "add"}}
+    left = [name for name in alternatives("model.fusion") if name not in ("max", "add", "frm_ffm")]
+    assert "token_exchange" in left
+    assert added("model.fusion", rows, {"batch": 3}, elsewhere=("frm_ffm",)) == {
+        name.replace("_", " "): {"model.fusion": name, "batch": 3} for name in left
+    }
 
 
 def test_pst900_has_no_place_in_the_matrix_and_the_reason_is_said():
@@ -252,6 +301,7 @@ def test_one_row_of_each_kind_trains_and_is_evaluated(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_row_of_every_tiny_form_trains_and_is_evaluated(tmp_path):
     assert carry_out(tmp_path, tiny_cells().values()) == []
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from crm.cli import options
+from crm.cli.cluster import cells_of
 from crm.cli.options import Json, Runs, Yes
 from crm.conditions import condition
 from crm.records import alive, lacking, read_json
@@ -45,7 +46,7 @@ def clean(
 ) -> None:
     """Frees disk: spare copies of checkpoints, half-written files, old snapshots. Only shows it without --yes."""
     folder = options.runs_folder(runs)
-    ids = {cell.id for cell in options.find_sweep(name)[1].cells()} if name else None
+    ids = {cell.id for cell in cells_of(name, None, "", "", "", False, folder)[2]} if name else None
     items = found(folder, ids, [policy for policy in POLICIES if superseded or policy != "superseded"])
     if yes:
         items = [item for item in items if _remove(item)]
@@ -135,13 +136,16 @@ def _snapshots(runs: Path, ids: set[str] | None) -> Iterable[Path]:
 
 
 def _unfinished(runs: Path, asked: dict[str, Any]) -> bool:
-    """Whether a job of this sweep might still start: a run of it is not trained and evaluated, or somebody is at it."""
+    """Whether a job of this sweep might still be there: a run of it is not trained and evaluated, or was a day ago."""
     wanted = [condition(name) for name in asked["conditions"]]
     for cell in asked["cells"]:
         folder = runs / cell["id"]
         if not (folder / "result.json").exists() or (folder / "claim.json").exists():
             return True
         if lacking(folder, asked["selection"], wanted):
+            return True
+        last = max((folder / name).stat().st_mtime for name in ("result.json", f"evals/{asked['selection']}"))
+        if last > time.time() - DAY:  # what a sweep does at its end may be at work
             return True
     return False
 

@@ -135,12 +135,19 @@ def ask_again(
 
 
 def cells_of(
-    name: str, sets: list[str] | None, seeds: str, base: str, recipe: str, tiny: bool, runs: Path
+    name: str,
+    sets: list[str] | None,
+    seeds: str,
+    base: str,
+    recipe: str,
+    tiny: bool,
+    runs: Path,
+    without: list[str] | None = None,
 ) -> tuple[str, Sweep, list[Cell], dict[str, Any]]:
     """A sweep, its cells and the settings changed in them: as it was started last, unless options say what is meant."""
     from crm.cluster.folder import SweepFolder
 
-    name, found = options.find_sweep(name, seeds, base, recipe, tiny)
+    name, found = options.find_sweep(name, seeds, base, recipe, tiny, without)
     asked = SweepFolder.of(runs, name).asked()
     changes = options.changes(sets)
     if asked is not None and not changes and not seeds:

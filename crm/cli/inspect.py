@@ -16,18 +16,23 @@ def add_to(app: typer.Typer) -> None:
 
 
 def list_(
-    what: Annotated[str, typer.Argument(help="experiments, sweeps, suites, data or all.")] = "all", json: Json = False
+    what: Annotated[
+        str, typer.Argument(help="experiments, sweeps, suites, data, a setting as in model.fusion, or all.")
+    ] = "all",
+    json: Json = False,
 ) -> None:
-    """What there is: experiments, sweeps, suites of conditions, data sets."""
+    """What there is: experiments, sweeps, suites of conditions, data sets, and the alternatives of every setting."""
     from crm.conditions import SUITES
+    from crm.config import FAMILIES
     from crm.data.specs import DATASETS
-    from crm.names import unknown
+    from crm.names import explained, unknown
 
     sections = {
         "experiments": {name: options.question("experiments", name) for name in options.modules("experiments")},
         "sweeps": {name: options.question("sweeps", name) for name in options.modules("sweeps")},
         "suites": {name: f"{len(conditions)} conditions" for name, conditions in SUITES.items()},
         "data": {name: f"{len(spec.classes)} classes: {', '.join(spec.classes)}" for name, spec in DATASETS.items()},
+        **{path: explained(*where) for path, where in FAMILIES.items() if path != "data.dataset"},
     }
     if what not in (*sections, "all"):
         raise unknown("section", what, [*sections, "all"])
@@ -39,7 +44,7 @@ def list_(
     for title, names in chosen.items():
         typer.echo(f"{title}")
         for name, text in names.items():
-            typer.echo(f"  {name.ljust(width)}  {text}")
+            typer.echo(f"  {name.ljust(width)}  {text}".rstrip())
 
 
 def show_experiment(

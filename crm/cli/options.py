@@ -2,6 +2,7 @@
 
 import json
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +14,7 @@ from crm.config import Config, override, parse_set
 from crm.machine import FOLDERS, Machine, cores, home
 from crm.names import chosen, unknown
 from crm.recipes import INIT_22K, RECIPES
-from crm.sweep import Sweep, moved, tiny
+from crm.sweep import Sweep, leave_out, moved, tiny
 
 SweepName = Annotated[str, typer.Argument(metavar="NAME", help="A sweep, as in `crm list sweeps`.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change a setting (repeatable).")]
@@ -29,6 +30,7 @@ Slurm = Annotated[
     list[str] | None,
     typer.Option("--slurm", metavar="NAME=VALUE", help="Of a job, as in partition=gpu; see cluster.toml (repeatable)."),
 ]
+Without = Annotated[list[str] | None, typer.Option("--without", metavar="ROW", help="Leave this row out (repeatable).")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Recipe = Annotated[str, typer.Option("--recipe", help="clean, or released: with the quirks of the released code.")]
@@ -82,7 +84,14 @@ def find_experiment(name: str, recipe: str = "clean") -> Config:
     return chosen("recipe", recipe, RECIPES)(import_module(f"experiments.{name}").config)
 
 
-def find_sweep(name: str, seeds: str = "", base: str = "", recipe: str = "", small: bool = False) -> tuple[str, Sweep]:
+def find_sweep(
+    name: str,
+    seeds: str = "",
+    base: str = "",
+    recipe: str = "",
+    small: bool = False,
+    without: Sequence[str] | None = None,
+) -> tuple[str, Sweep]:
     """A sweep in one of its forms, and the name of that form, which is also a name to find it by.
 
     `demo` is as declared, `demo@kp_swin_t` on that experiment, `demo@kp_swin_t-released` in that recipe too,
@@ -90,10 +99,11 @@ def find_sweep(name: str, seeds: str = "", base: str = "", recipe: str = "", sma
 
     Args:
         seeds: others than its own, as in `0,1,2`.
+        without: rows to leave out.
     """
     name, plus, suite_name = name.partition("+")
     if plus:
-        name, found = find_sweep(name, seeds, base, recipe, small)
+        name, found = find_sweep(name, seeds, base, recipe, small, without)
         return f"{name}+{suite_name}", replace(found, suite=suite_name)
     plain, at, form = name.partition("@")
     if at:
@@ -114,6 +124,7 @@ def find_sweep(name: str, seeds: str = "", base: str = "", recipe: str = "", sma
             found = replace(found, seeds=tuple(int(seed) for seed in seeds.split(",")))
         except ValueError as error:
             raise ValueError(f"--seeds takes different whole numbers, as in 0,1,2, not {seeds!r}") from error
+    found = leave_out(found, without or [])
     form = "tiny" if small else "-".join(part for part in (base, recipe if recipe != "clean" else "") if part)
     return f"{plain}@{form}" if form else plain, found
 

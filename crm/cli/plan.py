@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from crm.cli import afterwards, options
-from crm.cli.options import Base, Json, OfBase, Runs, Seeds, Set, SweepName, Tiny
+from crm.cli.options import Base, Json, OfBase, Runs, Seeds, Set, SweepName, Tiny, Without
 from crm.config import Config, difference
 from crm.machine import cores
 from crm.sweep import Cell, Sweep, only
@@ -47,6 +47,7 @@ def plan(
     base: Base = "",
     recipe: OfBase = "",
     tiny: Tiny = False,
+    without: Without = None,
     chosen: Only = None,
     rerun: Rerun = "",
     max_gpu_hours: MaxGpuHours = None,
@@ -55,7 +56,7 @@ def plan(
     json: Json = False,
 ) -> None:
     """What `crm sweep NAME` would do: cells, what is reused and why, what is stale, cost in time and disk."""
-    name, found = options.find_sweep(name, seeds, base, recipe, tiny)
+    name, found = options.find_sweep(name, seeds, base, recipe, tiny, without)
     every, folder = found.cells(options.changes(sets)), options.runs_folder(runs)
     lines = planned(found, every, folder, only(every, chosen), device, rerun)
     if json:

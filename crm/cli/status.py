@@ -10,7 +10,7 @@ import typer
 
 from crm.cli import options
 from crm.cli.cluster import cells_of
-from crm.cli.options import Base, Json, OfBase, Runs, Seeds, Set, SweepName, Tiny
+from crm.cli.options import Base, Json, OfBase, Runs, Seeds, Set, SweepName, Tiny, Without
 from crm.sweep import Cell, Sweep
 
 EVERY = 5.0  # seconds between looks of --watch
@@ -48,13 +48,14 @@ def status(
     base: Base = "",
     recipe: OfBase = "",
     tiny: Tiny = False,
+    without: Without = None,
     watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds, until all is over.")] = False,
     runs: Runs = None,
     json: Json = False,
 ) -> None:
     """How a sweep stands: every cell's state, progress and score, and why those that failed did. Touches nothing."""
     folder = options.runs_folder(runs)
-    name, found, cells, _ = cells_of(name, sets, seeds, base, recipe, tiny, folder)
+    name, found, cells, _ = cells_of(name, sets, seeds, base, recipe, tiny, folder, without)
     if watch and not json:
         _watch(name, found, cells, folder)
         return

@@ -27,6 +27,7 @@ from crm.cli.options import (
     Slurm,
     SweepName,
     Tiny,
+    Without,
     Yes,
 )
 from crm.cli.plan import MaxGpuHours, Only, Rerun, plan_json, plan_text, planned, refuse_budget
@@ -49,6 +50,7 @@ def sweep(
     base: Base = "",
     recipe: OfBase = "",
     tiny: Tiny = False,
+    without: Without = None,
     runs: Runs = None,
     data: Data = None,
     cluster: Annotated[
@@ -83,7 +85,7 @@ def sweep(
     from crm.names import chosen
     from crm.stale import supersede
 
-    name, found = options.find_sweep(name, seeds, base, recipe, tiny)
+    name, found = options.find_sweep(name, seeds, base, recipe, tiny, without)
     sets = options.scratch(sets, from_scratch)
     chosen("cluster", cluster, dict.fromkeys(CLUSTERS))
     folder, data_root = options.runs_folder(runs), options.data_folder(data)
@@ -159,12 +161,13 @@ def report(
     base: Base = "",
     recipe: OfBase = "",
     tiny: Tiny = False,
+    without: Without = None,
     runs: Runs = None,
     data: Data = None,
     json: Json = False,
 ) -> None:
     """Writes the tables, curves, panels and page of a sweep from its finished runs."""
-    name, found = options.find_sweep(name, seeds, base, recipe, tiny)
+    name, found = options.find_sweep(name, seeds, base, recipe, tiny, without)
     say = _say_nothing if json else typer.echo
     path = write_report(name, found, options.runs_folder(runs), options.data_folder(data), sets, say)
     if json:

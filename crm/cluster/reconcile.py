@@ -8,6 +8,7 @@ watch. What is done about a failure is data (crm.failures.REASONS); how often it
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from crm import failures
@@ -120,11 +121,24 @@ class _Round:
                 self.folder.write(replace(one, state="refused", why="its smoke test failed"))
             if bad:
                 self._hold_smoked(bad, waiting)
-            elif sum(one.kind == "smoke" and set(one.cells) & set(smoke.cells) != set()
-                     for one in self.now.submissions) >= SMOKES:  # fmt: skip
-                self.folder.hold(waiting, "smoke", "the smoke test was killed again and again; crm release tries anew")
+            else:
+                self._without_verdict(smoke, waiting)
             self.report.words.append(f"the smoke test failed; {len(waiting)} runs were not started")
         return acted
+
+    def _without_verdict(self, smoke: Submission, waiting: Sequence[str]) -> None:
+        """A smoke test that was killed is tried again where that may help, a few times."""
+        state, code = self._accounted().get((smoke.token, 0), ("", ""))
+        kind = failures.reason_of_end(state, code, _tail(self.folder.jobs(smoke.token) / f"{smoke.job}_0_log.out"))
+        tries = sum(one.kind == "smoke" and bool(set(one.cells) & set(smoke.cells)) for one in self.now.submissions)
+        if kind in ("preempted", "node", "lost", "unknown") and tries < SMOKES:
+            return
+        hint = "; ask for more with --slurm memory_gb=" if kind == "host_memory" else ""
+        hint = hint or ("; ask for more with --slurm minutes=" if kind == "time" else "")
+        ended = failures.REASONS[kind].words.partition(":")[0]
+        why = f"the smoke test gave no verdict: {ended}{hint} (its log is in {self.folder.jobs(smoke.token)})"
+        self.folder.hold(waiting, "smoke", f"{why}; crm release tries anew")
+        self.report.words.append(why)
 
     def _hold_smoked(self, bad: Mapping[str, Any], waiting: Sequence[str]) -> None:
         """The runs that would fail, with how; and the others, which may be released."""
@@ -271,17 +285,18 @@ class _Round:
     def _terminal(self, submission: Submission, seen: Seen) -> tuple[str, str]:
         """The scheduler's last word on an element: state and exit code; "" where it has none."""
         element = self.now.elements.get(submission.token, {}).get(seen.task)
-        found = self._accounted(submission).get((submission.token, seen.task))
+        found = self._accounted().get((submission.token, seen.task))
         if element is not None and element.state in FINISHED:
             return element.state, found[1] if found else ""
         return found or ("", "")
 
-    def _accounted(self, submission: Submission) -> dict[tuple[str, int], tuple[str, str]]:
+    def _accounted(self) -> dict[tuple[str, int], tuple[str, str]]:
         """What accounting says of the jobs of this sweep that are over, asked once; nothing where it is silent."""
         if self.ended is None:
             self.ended = {}
             try:
-                tokens = [one.token for one in self.now.submissions if one.kind == "cells" and one.state == "submitted"]
+                kinds = ("cells", "smoke")
+                tokens = [one.token for one in self.now.submissions if one.kind in kinds and one.state == "submitted"]
                 for one in slurm.history(tokens):
                     if one.state in FINISHED:
                         self.ended[one.name, one.task or 0] = (one.state, one.exit)
@@ -290,18 +305,13 @@ class _Round:
         return self.ended
 
     def _any_ended(self, submission: Submission) -> bool:
-        return any(token == submission.token for token, _ in self._accounted(submission))
+        return any(token == submission.token for token, _ in self._accounted())
 
-    def _printed(self, submission: Submission, seen: Seen, most: int = 8000) -> str:
+    def _printed(self, submission: Submission, seen: Seen) -> str:
         """The end of what the job printed before its run's own log took over, and of that log."""
         name = f"{submission.job}_{seen.task}" if len(submission.cells) > 1 else submission.job
-        told = ""
-        for path in (self.folder.run(seen.id) / "log.txt", self.folder.jobs(submission.token) / f"{name}_0_log.out"):
-            try:
-                told += path.read_bytes()[-most:].decode(errors="replace")
-            except OSError:
-                continue
-        return told
+        paths = (self.folder.run(seen.id) / "log.txt", self.folder.jobs(submission.token) / f"{name}_0_log.out")
+        return "".join(_tail(path) for path in paths)
 
     # ------------------------------------------------------------------------------------------ the whole
 
@@ -395,6 +405,14 @@ class _Round:
                 submit(self.folder, new(self.folder, "afterwards", []))
             except (Full, Uncertain) as error:
                 self.report.words.append(str(error))
+
+
+def _tail(path: Path, most: int = 8000) -> str:
+    """The end of a log; nothing where there is none."""
+    try:
+        return path.read_bytes()[-most:].decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def _of(claim: Mapping[str, Any], submission: Submission, task: int) -> bool:

@@ -2,10 +2,10 @@
 
 numpy and scipy only. h w = pixels, c = channels (RGB 3, thermal 1). Every function is pure: (pixels, mean of each
 channel, severity, generator) -> pixels. A corruption is one function, whose docstring says what it means, and one line
-in the dict of its kind of severity. The generator depends on (seed, image, modality, kind) alone, so the result is the
-same on any machine, worker count and batch size; it does not depend on the severity, so that a curve shows one picture
-getting worse. What comes out is rounded to whole grey levels, as an 8-bit camera does, except where AS_THEY_ARE says
-otherwise; that also takes away the last bits, in which libraries of mathematics differ.
+in the dict of its kind of severity. The generator depends on (seed, image, modality, kind, severity) alone, so the
+result is the same on any machine, worker count and batch size. What comes out is rounded to whole grey levels, as an
+8-bit camera does, except where AS_THEY_ARE says otherwise; that also takes away the last bits, in which libraries of
+mathematics differ.
 
 Not here: glass blur, elastic and spatter of ImageNet-C, which mean nothing to a camera on a road, and frost, which
 needs photographs. On thermal, fog, snow and saturation are not physical, so no suite has them there.
@@ -18,7 +18,7 @@ import numpy as np
 
 from crm.conditions import SEVERE, Degradation
 from crm.corruptions import availability, camera, rgb, thermal
-from crm.corruptions.parts import Pixels
+from crm.corruptions.parts import Pixels, level
 from crm.data.frames import Frame
 from crm.data.specs import DatasetSpec
 from crm.names import chosen
@@ -35,6 +35,7 @@ ALWAYS: dict[str, Corrupt] = {
     "missing_route": availability.routed_around,
     "polarity_flip": thermal.polarity_flip,
     "flat_field": thermal.flat_field,
+    "previous_frame": camera.previous_frame,
 }
 # Severity is a share, above 0 and below 1.
 SHARES: dict[str, Corrupt] = {
@@ -73,6 +74,7 @@ LEVELS: dict[str, Corrupt] = {
     "shift": camera.shift,
     "shift_with_label": camera.shift_with_label,
     "rotation": camera.rotation,
+    "time_offset": camera.time_offset,
     "fog": rgb.fog,
     "snow": rgb.snow,
     "low_light": rgb.low_light,
@@ -90,9 +92,12 @@ LEVELS: dict[str, Corrupt] = {
 }
 CORRUPTIONS: dict[str, Corrupt] = {**ALWAYS, **SHARES, **AMOUNTS, **THREE, **LEVELS}
 
+VERSION = 2  # raised whenever a pixel of any corruption changes; part of every evaluation's record
+
 TOKEN = 4  # side of a token, pixels
 NORMALISED = ("nm",)  # take and give pixels as the network gets them: minus mean, over standard deviation
 OBJECTS = ("object_crossover",)  # take the pixels (h, w) of people and vehicles instead of the mean
+EARLIER = ("previous_frame", "time_offset")  # take the picture of an earlier frame instead of the mean
 AS_THEY_ARE = (*NORMALISED, *AMOUNTS, *SHARES, "missing_mean")  # not rounded: floats, or the mean exactly
 
 FROZEN = ("column_noise", "nonuniformity")  # drawn once for all frames of a size
@@ -113,8 +118,13 @@ def corrupt(frame: Frame, modality: str, how: Degradation, spec: DatasetSpec, se
     about = mean
     if how.kind in OBJECTS:
         about = np.isin(frame.label, [i for i, name in enumerate(spec.classes) if name in thermal.WARM])
+    if how.kind in EARLIER:
+        if frame.before is None:
+            raise ValueError(f"{how.kind}: {frame.name} is of no recording, so there is no frame before it")
+        past = frame.before(level(camera.TIME_OFFSET, how.severity or 1.0))
+        about = past.rgb if modality == "rgb" else past.thermal[..., None]
     pixels = raw.astype(np.float32)
-    rng = generator(how.kind, frame.name, modality, seed)
+    rng = generator(how, frame.name, modality, seed)
     if how.kind not in NORMALISED:
         return apply(pixels, how.kind, how.severity, about, rng)
     std = np.array(spec.std[own], dtype=np.float32)
@@ -130,10 +140,12 @@ def apply(pixels: Pixels, kind: str, severity: float, mean: np.ndarray, rng: np.
     return made if kind in AS_THEY_ARE else np.rint(made).clip(0, 255).astype(np.float32)
 
 
-def generator(kind: str, image: str, modality: str, seed: int = 0) -> np.random.Generator:
-    """The generator of one corruption of one image."""
-    whose = ("all frames" if kind in FROZEN else image, "both" if kind in TOGETHER else modality)
-    return np.random.default_rng(derive(*whose, DRAWN_AS.get(kind, kind), *([seed] if seed else [])))
+def generator(how: Degradation, image: str, modality: str, seed: int = 0) -> np.random.Generator:
+    """The generator of one corruption, at one severity, of one image."""
+    whose = ("all frames" if how.kind in FROZEN else image, "both" if how.kind in TOGETHER else modality)
+    # a rest is that of the share that is lost in the other modality
+    severity = round(1 - how.severity, 9) if how.kind == "rest_dropout" else how.severity
+    return np.random.default_rng(derive(*whose, DRAWN_AS.get(how.kind, how.kind), f"{severity:.12g}", seed))
 
 
 def meaning(kind: str) -> str:
@@ -147,7 +159,7 @@ def moved_label(
     """The label (H, W) that goes with a frame whose sides are so degraded; what leaves the picture is ignored."""
     for modality, how in conditions.items():
         if how.kind == "shift_with_label":
-            rng = generator(how.kind, frame.name, modality, seed)
+            rng = generator(how, frame.name, modality, seed)
             dx, dy = camera.displacement(frame.size[1], how.severity, rng)
             factors = label.shape[1] / frame.size[1], label.shape[0] / frame.size[0]
             label = camera.moved(label, round(dx * factors[0]), round(dy * factors[1]), outside=ignore_index)
@@ -163,7 +175,7 @@ def hidden_tokens(
     hidden = np.ones((len(frames), padded[0] // TOKEN, padded[1] // TOKEN), dtype=bool)
     if how.kind == "block_dropout_token":
         for own, frame in zip(hidden, frames, strict=True):
-            rng = generator(how.kind, frame.name, modality, seed)
+            rng = generator(how, frame.name, modality, seed)
             blocks = availability.hidden_blocks(frame.size, how.severity, rng)[::TOKEN, ::TOKEN]
             own[:] = False
             own[: blocks.shape[0], : blocks.shape[1]] = blocks

@@ -40,7 +40,7 @@ def black(pixels: Pixels, mean: np.ndarray, severity: float, rng: np.random.Gene
 def patch_dropout(pixels: Pixels, mean: np.ndarray, severity: float, rng: np.random.Generator) -> Pixels:
     """a share `severity` of the 16-pixel patches is the mean image; 1 equals missing_mean
 
-    Rounded to whole patches. Their order is drawn first, so a greater share hides more of the same picture.
+    Rounded to whole patches.
     """
     hidden = _first(pixels, PATCH, severity, rng)
     return np.where(hidden[..., None], mean.astype(np.float32), pixels)

@@ -26,6 +26,7 @@ CONTRAST = (0.4, 0.3, 0.2, 0.1, 0.05)  # gain about the mean [ImageNet-C]
 JPEG = (25, 18, 15, 10, 7)  # quality [ImageNet-C]
 PIXELATE = (0.6, 0.5, 0.4, 0.3, 0.25)  # scale [ImageNet-C]
 SHIFT = (2, 4, 8, 16, 32)  # pixels, in a direction drawn per image (T13)
+TIME_OFFSET = (1, 2, 5, 10, 20)  # frames (T14)
 ROTATION = (0.5, 1, 2, 4, 8)  # degrees about the centre, either way (T13)
 
 
@@ -139,6 +140,19 @@ def rotation(pixels: Pixels, mean: np.ndarray, severity: float, rng: np.random.G
     ]
     turned = [map_coordinates(channel, at, order=1, mode="nearest") for channel in np.moveaxis(pixels, 2, 0)]
     return np.stack(turned, axis=2)
+
+
+def time_offset(pixels: Pixels, earlier: np.ndarray, severity: float, rng: np.random.Generator) -> Pixels:
+    """the picture of 1 to 20 frames before: cameras that do not record at the same time (T14); the label stays
+
+    Takes that picture (h, w, c) instead of the mean image. How long a frame lasts is the data set's.
+    """
+    return earlier.astype(np.float32)
+
+
+def previous_frame(pixels: Pixels, earlier: np.ndarray, severity: float, rng: np.random.Generator) -> Pixels:
+    """the picture of the frame before, as while the shutter is closed (T15, beside flat_field)"""
+    return earlier.astype(np.float32)
 
 
 def displacement(width: int, severity: float, rng: np.random.Generator) -> tuple[int, int]:

@@ -80,7 +80,7 @@ def over_exposure(pixels: Pixels, mean: np.ndarray, severity: float, rng: np.ran
 
 
 def glare(pixels: Pixels, mean: np.ndarray, severity: float, rng: np.random.Generator) -> Pixels:
-    """1 to 5 head lights blind the camera: saturated cores with Gaussian halos; the first stay as more come"""
+    """1 to 5 head lights blind the camera: saturated cores with Gaussian halos"""
     height, width, _ = pixels.shape
     y, x = np.ogrid[:height, :width]
     lit = pixels.copy()

@@ -1,4 +1,4 @@
-"""What befalls a thermal camera: the suite T1 to T16 (T8, T9, T13 and T16 are in `camera` and `availability`).
+"""What befalls a thermal camera: the suite T1 to T16 (T8, T9, T13, T14 and T16 are in `camera` and `availability`).
 
 h w = pixels. No published standard exists; the sizes are grey levels of 8 bits, chosen after the noise bank of
 HSIToolkit (stripes, dead lines), the offsets of columns that dominate in uncooled bolometers (Sensors 2023, 23(6):3033;

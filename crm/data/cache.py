@@ -123,7 +123,7 @@ class Mapped:
 
 @contextmanager
 def _alone(path: Path):
-    """One process at a time where the file system has locks; elsewhere several make the same file, the last one stays."""
+    """One process at a time where the file system has locks; elsewhere several make the same file, the last stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as lock:
         with suppress(OSError):  # network file systems may have none

@@ -5,7 +5,7 @@ Torch-free. h w = height, width in pixels
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, overload
@@ -16,7 +16,7 @@ from PIL import Image
 from crm.config import Data
 from crm.data import synthetic
 from crm.data.cache import Mapped, Shared
-from crm.data.files import LAYOUTS, locate
+from crm.data.files import LAYOUTS, earlier, locate
 from crm.data.frames import Frame
 from crm.data.pictures import read_label
 from crm.data.specs import DATASETS, DatasetSpec
@@ -51,9 +51,11 @@ def open_split(
         seed = spec.seed if seed is None else seed
         names = [synthetic.name(split, index) for index in range(count)]
         written = {"generator": synthetic.VERSION, "seed": seed, "split": split, "size": [height, width]}
-        return Split(
-            spec, split, names, (height, width), lambda i: synthetic.scene(seed, split, i, (height, width)), written
-        )
+
+        def draw(i: int, before: int = 0) -> Frame:
+            return synthetic.scene(seed, split, i, (height, width), before)
+
+        return Split(spec, split, names, (height, width), draw, written, earlier=draw)
     layout = LAYOUTS[spec.layout]
     folder = locate(spec, data_root)
     source, names, carved = _names(spec, folder, split, carve_val)
@@ -64,8 +66,11 @@ def open_split(
     def load(i: int) -> Frame:
         return resize(layout.read(spec, folder, source, names[i]), (height, width))
 
+    def before(i: int, frames: int) -> Frame:
+        return resize(earlier(spec, folder, source, names[i], frames), (height, width))
+
     files = [layout.files(folder, source, name) for name in names]
-    return Split(spec, split, names, (height, width), load, files, carved)
+    return Split(spec, split, names, (height, width), load, files, carved, before)
 
 
 def _names(spec: DatasetSpec, folder: Path, split: str, carve_val: bool) -> tuple[str, list[str], bool]:
@@ -182,13 +187,14 @@ class Split(Sequence[Frame]):
         load: Callable[[int], Frame],
         origin: dict[str, Any] | list[list[Path]],
         carved: bool = False,
+        earlier: Callable[[int, int], Frame] | None = None,
     ) -> None:
         self.spec, self.name, self.size = spec, name, size
         self.carved = carved  # whether the spec's carve-out decided which frames these are
         self.names = tuple(names)
         self.origin = origin  # the generator's arguments, or each frame's files
         self.cache: Path | None = None
-        self._load = load
+        self._load, self._earlier = load, earlier  # a frame by number; the pictures so many frames before it
         self._kept: dict[int, Frame] = {}
         self._store: Shared | Mapped | None = None
 
@@ -206,14 +212,23 @@ class Split(Sequence[Frame]):
             raise IndexError(f"{self.spec.name} {self.name} has frames 0 to {len(self) - 1}, not {index}")
         index %= len(self)
         if index not in self._kept:
-            self._kept[index] = self._fetch(index)
+            frame = self._fetch(index)
+            self._kept[index] = replace(frame, before=partial(self._earlier, index)) if self._earlier else frame
         return self._kept[index]
 
     def only(self, indices: Sequence[int]) -> "Split":
         """Some of the frames, as a split that shares what is kept here."""
         names = [self.names[index] for index in indices]
         origin = self.origin if isinstance(self.origin, dict) else [self.origin[index] for index in indices]
-        return Split(self.spec, self.name, names, self.size, lambda i: self[indices[i]], origin, self.carved)
+        earlier = self._earlier
+
+        def before(i: int, frames: int) -> Frame:
+            assert earlier
+            return earlier(indices[i], frames)
+
+        return Split(
+            self.spec, self.name, names, self.size, lambda i: self[indices[i]], origin, self.carved, earlier and before
+        )
 
     def _fetch(self, index: int) -> Frame:
         """The frame from the store, or decoded and stored."""

@@ -12,6 +12,7 @@ Labels have one channel of class ids, or a palette whose indexes are the ids. To
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from crm.data.frames import Frame
 from crm.data.pictures import read_label, read_list, read_picture, save_list, save_picture, unreadable
 from crm.data.specs import DATASETS, DatasetSpec
 from crm.names import unknown
+
+Pictures = tuple[np.ndarray, np.ndarray]  # RGB (h, w, 3) and thermal (h, w), uint8
 
 DAY, NIGHT = "_day", "_night"  # endings of the splits that are a part of another
 
@@ -103,13 +106,18 @@ def files_mf(folder: Path, split: str, name: str) -> list[Path]:
     return [folder / "images" / f"{name}.png", folder / "labels" / f"{name}.png"]
 
 
+def pictures_mf(folder: Path, split: str, name: str, by: str) -> Pictures:
+    """RGB and thermal in the MF layout, at their own size."""
+    wanted = "four channels, red, green, blue, thermal (RGBA)"
+    image = read_picture(files_mf(folder, split, name)[0], by, ("RGBA",), wanted)
+    return image[:, :, :3].copy(), image[:, :, 3].copy()
+
+
 def read_mf(spec: DatasetSpec, folder: Path, split: str, name: str) -> Frame:
     """One frame in the MF layout, at its own size."""
-    picture, label = files_mf(folder, split, name)
-    wanted = "four channels, red, green, blue, thermal (RGBA)"
-    image = read_picture(picture, _by_list(split), ("RGBA",), wanted)
-    ids = read_label(label, _by_list(split), spec, image.shape[:2], "picture")
-    rgb, thermal = image[:, :, :3].copy(), image[:, :, 3].copy()
+    rgb, thermal = pictures_mf(folder, split, name, _by_list(split))
+    label = files_mf(folder, split, name)[-1]
+    ids = read_label(label, _by_list(split), spec, rgb.shape[:2], "picture")
     return Frame(name=name, rgb=rgb, thermal=thermal, label=ids, night=spec.is_night(name))
 
 
@@ -154,13 +162,20 @@ def files_pst900(folder: Path, split: str, name: str) -> list[Path]:
     return [folder / split / part / f"{name}.png" for part in ("rgb", "thermal", "labels")]
 
 
-def read_pst900(spec: DatasetSpec, folder: Path, split: str, name: str) -> Frame:
-    """One frame in the PST900 layout, at its own size; thermal is the camera's 8-bit picture, not thermal_raw."""
-    colour, heat, label = files_pst900(folder, split, name)
-    by = f"{colour.parent}"
+def pictures_pst900(folder: Path, split: str, name: str, by: str) -> Pictures:
+    """RGB and thermal in the PST900 layout, at their own size; the camera's 8-bit picture, not thermal_raw."""
+    colour, heat, _ = files_pst900(folder, split, name)
     rgb = read_picture(colour, by, ("RGB",), "three 8-bit channels (RGB)")
     thermal = read_picture(heat, by, ("L",), "one 8-bit channel (thermal/, not thermal_raw/)")
     _same_size(heat, thermal, rgb)
+    return rgb, thermal
+
+
+def read_pst900(spec: DatasetSpec, folder: Path, split: str, name: str) -> Frame:
+    """One frame in the PST900 layout, at its own size."""
+    colour, _, label = files_pst900(folder, split, name)
+    by = f"{colour.parent}"
+    rgb, thermal = pictures_pst900(folder, split, name, by)
     ids = read_label(label, by, spec, rgb.shape[:2], "picture")
     return Frame(name=name, rgb=rgb, thermal=thermal, label=ids, night=spec.is_night(name))
 
@@ -212,17 +227,23 @@ def files_kp(folder: Path, split: str, name: str) -> list[Path]:
     return [*pictures, folder / "labels" / f"{name}.png"]
 
 
-def read_kp(spec: DatasetSpec, folder: Path, split: str, name: str) -> Frame:
-    """One frame in the KP layout, at its own size; thermal is the mean of the three channels it is stored in.
+def pictures_kp(folder: Path, split: str, name: str, by: str) -> Pictures:
+    """RGB and thermal in the KP layout, at their own size; thermal is the mean of the three channels it is stored in.
 
     The mean is rounded to the nearest grey level; the released code keeps the thirds.
     """
-    colour, heat, label = files_kp(folder, split, name)
-    by = _by_list(split) if split.endswith((DAY, NIGHT)) else _by_list(split + (NIGHT if spec.is_night(name) else DAY))
+    colour, heat, _ = files_kp(folder, split, name)
     rgb = read_picture(colour, by, ("RGB",), "three 8-bit channels (RGB)")
     stored = read_picture(heat, by, ("RGB", "L"), "three equal 8-bit channels, or one")
     _same_size(heat, stored, rgb)
-    thermal = stored if stored.ndim == 2 else ((stored.sum(axis=2, dtype=np.uint16) + 1) // 3).astype(np.uint8)
+    return rgb, stored if stored.ndim == 2 else ((stored.sum(axis=2, dtype=np.uint16) + 1) // 3).astype(np.uint8)
+
+
+def read_kp(spec: DatasetSpec, folder: Path, split: str, name: str) -> Frame:
+    """One frame in the KP layout, at its own size."""
+    by = _by_list(split) if split.endswith((DAY, NIGHT)) else _by_list(split + (NIGHT if spec.is_night(name) else DAY))
+    rgb, thermal = pictures_kp(folder, split, name, by)
+    label = files_kp(folder, split, name)[-1]
     ids = read_label(label, by, spec, rgb.shape[:2], "picture")
     return Frame(name=name, rgb=rgb, thermal=thermal, label=ids, night=spec.is_night(name))
 
@@ -262,11 +283,58 @@ class Layout:
     names: Callable[[DatasetSpec, Path, str], Sequence[str]]  # (spec, folder, split)
     read: Callable[[DatasetSpec, Path, str, str], Frame]  # (spec, folder, split, name)
     files: Callable[[Path, str, str], list[Path]]  # (folder, split, name): pictures first, label last
+    pictures: Callable[[Path, str, str, str], Pictures]  # (folder, split, name, who asks, in words)
     write: Callable[[Mapping[str, Iterable[Frame]], Path], Path]  # frames of each split
 
 
 LAYOUTS = {
-    "mf": Layout("images and labels", recognise_mf, listed, read_mf, files_mf, write_mf),
-    "pst900": Layout("train/rgb or test/rgb", recognise_pst900, names_pst900, read_pst900, files_pst900, write_pst900),
-    "kp": Layout("images/setAA", recognise_kp, names_kp, read_kp, files_kp, write_kp),
+    "mf": Layout("images and labels", recognise_mf, listed, read_mf, files_mf, pictures_mf, write_mf),
+    "pst900": Layout(
+        "train/rgb or test/rgb",
+        recognise_pst900,
+        names_pst900,
+        read_pst900,
+        files_pst900,
+        pictures_pst900,
+        write_pst900,
+    ),
+    "kp": Layout("images/setAA", recognise_kp, names_kp, read_kp, files_kp, pictures_kp, write_kp),
 }
+
+
+# earlier frames ------------------------------------------------------------------------------------------------------
+
+NUMBERED = re.compile(r"(.*?)(\d+)(\D*)")  # the last number of a name counts the frames of a recording
+
+
+def earlier(spec: DatasetSpec, folder: Path, split: str, name: str, frames: int) -> Frame:
+    """Pictures of the recording so many frames before the one of that name, in a frame without labels (all 0).
+
+    What counts are the pictures that are there, whatever list they are in, in the order of their numbers: a folder with
+    every frame of a video has the true offset, one with the labelled frames alone a longer one. Where a recording has
+    no frame so early, its first.
+    """
+    names = _recording(spec.layout, folder, split, name)
+    there = names[max(0, names.index(name) - frames)]
+    rgb, thermal = LAYOUTS[spec.layout].pictures(folder, split, there, f"the recording of {name}")
+    return Frame(
+        name=there, rgb=rgb, thermal=thermal, label=np.zeros(thermal.shape, np.uint8), night=spec.is_night(there)
+    )
+
+
+def _recording(layout: str, folder: Path, split: str, name: str) -> list[str]:
+    """Names that differ from this one in their last number alone, of pictures that are there, in its order."""
+    picture = LAYOUTS[layout].files(folder, split, name)[0]
+    stem = picture.stem
+    match = NUMBERED.fullmatch(stem)
+    if match is None:
+        return [name]
+    before, _, after = match.groups()
+    found = (NUMBERED.fullmatch(path) for path in _stems(picture.parent, picture.suffix))
+    own = sorted((one for one in found if one and (one[1], one[3]) == (before, after)), key=lambda one: int(one[2]))
+    return [name.removesuffix(stem) + one[0] for one in own]
+
+
+@lru_cache(maxsize=64)
+def _stems(folder: Path, suffix: str) -> tuple[str, ...]:
+    return tuple(path.stem for path in folder.iterdir() if path.suffix == suffix and not path.name.startswith("."))

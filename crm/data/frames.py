@@ -3,6 +3,7 @@
 h w = height, width in pixels
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ class Frame:
     thermal: np.ndarray  # uint8 (h, w), brighter is warmer
     label: np.ndarray  # uint8 (h, w), class ids
     night: bool
+    before: "Callable[[int], Frame] | None" = None  # pictures so many frames earlier; None: it is of no recording
 
     @property
     def size(self) -> tuple[int, int]:

@@ -48,7 +48,7 @@ def suite_sheet(frame: Frame, spec: DatasetSpec, conditions: Sequence[Condition]
             how = dict(_sides(condition))[side]
             sheet.paste(_picture(frame, spec, side, how, condition.seed, size), (left, top))
             draw.rectangle((left - 1, top - 1, left + size[0], top + size[1]), outline=EDGE)
-            caption = "as recorded" if not column else f"{how.severity:g}" if how.severity else "yes"
+            caption = "as recorded" if not column else f"{how.severity:g}" if how.severity else how.kind
             draw.text((left, top + size[1] + 2), caption, FAINT, font(12))
     return sheet
 

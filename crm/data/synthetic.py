@@ -14,7 +14,7 @@ the horizon is a point's "nearness" on flat ground: metres become pixels in prop
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import overload
 
@@ -39,6 +39,10 @@ EYE = 1.4  # height of the camera above the road, metres
 FOCAL = 1.2  # focal length in picture heights: distance in metres = EYE * FOCAL / d
 ACROSS = 0.75 / EYE  # picture widths per metre and d, at the 4:3 the scenes are composed for
 
+RATE = 20  # frames a second, if a scene were a recording
+SPEED, WALK = 10.0, 1.4  # of the camera, and of people across its way, metres a second
+APPROACH = {"car": 0.0, "oncoming": 2.0}  # how fast things come nearer, of SPEED; what is not here stands still: 1
+
 SEEN, ALL = slice(0, 6), slice(0, 7)  # layers: albedo R G B, emitted light R G B, temperature
 
 Colour = tuple[float, float, float]
@@ -46,14 +50,17 @@ Point = tuple[float, float]
 Shape = tuple[tuple[slice, slice], np.ndarray] | None  # where on the canvas, and how much of each pixel is covered
 
 
-def scene(seed: int, split: str, index: int, size: tuple[int, int]) -> Frame:
-    """Scene `index` of a split, rendered at `size` (height, width); even indices are day, odd ones night."""
+def scene(seed: int, split: str, index: int, size: tuple[int, int], before: int = 0) -> Frame:
+    """Scene `index` of a split, rendered at `size` (height, width); even indices are day, odd ones night.
+
+    With `before`, as it was so many frames earlier.
+    """
     height, width = size
     if height < SMALLEST[0] or width < SMALLEST[1]:
         raise ValueError(f"a synthetic scene needs at least {SMALLEST[0]}x{SMALLEST[1]} pixels, not {height}x{width}")
-    plan = compose(seed, split, index)
+    plan = earlier(compose(seed, split, index), before) if before else compose(seed, split, index)
     rgb, heat, label = render(plan, height, width)
-    sensor = _rng(seed, split, index, 1)  # of its own, so that the layout does not depend on the size
+    sensor = _rng(seed, split, index, 1 + before)  # of its own, so that the layout does not depend on the size
     return Frame(
         name=name(split, index),
         rgb=_expose(rgb, plan, sensor),
@@ -75,6 +82,26 @@ def compose(seed: int, split: str, index: int) -> "Plan":
     night = index % 2 == 1
     trouble = "" if night else TROUBLES[index // 2 % len(TROUBLES)]
     return _plan(_rng(seed, split, index, 0), night, trouble)
+
+
+def earlier(plan: "Plan", frames: int) -> "Plan":
+    """A scene some frames before, for a camera that drives along the road: what stands on the ground is farther away.
+
+    Houses, sky and the bend stay as they are.
+    """
+    driven = SPEED * frames / RATE
+
+    def moved(thing: Thing) -> Thing:
+        away = EYE * FOCAL / thing.d + driven * APPROACH.get(thing.kind, 1.0)
+        walked = WALK * frames / RATE if thing.kind == "person" else 0.0
+        return replace(thing, d=EYE * FOCAL / away, lat=thing.lat + math.copysign(walked, thing.traits[0] - 0.5))
+
+    return replace(
+        plan,
+        zebra=plan.zebra and EYE * FOCAL / (EYE * FOCAL / plan.zebra + driven),
+        things=tuple(sorted(map(moved, plan.things), key=lambda thing: thing.d)),
+        vents=tuple(map(moved, plan.vents)),
+    )
 
 
 def _rng(seed: int, split: str, index: int, purpose: int) -> np.random.Generator:

@@ -62,15 +62,32 @@ def cutmix(source: Source) -> Pair:
 
     The box has the crop's aspect, area 1 - lambda with lambda uniform, its centre anywhere; it is cut at the edge.
     """
+    (image, label), (pasted, beneath), box = _mixed(source)
+    return torch.where(box, pasted, image), torch.where(box, beneath, label)
+
+
+def cross_cutmix(source: Source) -> Pair:
+    """As `cutmix`, but the box is pasted into one modality alone, RGB or thermal at even odds, and the label stays.
+
+    In the box one modality shows another scene, so that what the other shows has to be believed. Our reading of
+    "cross-modal CutMix", for which there is no one definition.
+    """
+    (image, label), (pasted, _), box = _mixed(source)
+    rgb = bool(source.uniform(1) < 0.5)
+    channels = torch.tensor([rgb, rgb, rgb, not rgb])[:, None, None]
+    return torch.where(box & channels, pasted, image), label
+
+
+def _mixed(source: Source) -> tuple[Pair, Pair, torch.Tensor]:
+    """The clean input, another image of the batch, and the box (h, w) that is pasted."""
     other = (source.place + 1 + int(source.uniform(1) * (source.batch - 1))) % source.batch
-    (image, label), (pasted, beneath) = source.clean, source.augmented(other, "augment")
+    clean = source.clean
     side = float(1 - source.uniform(1)) ** 0.5
     inside = []
-    for extent, centre in zip(label.shape, source.uniform(2).tolist(), strict=True):
+    for extent, centre in zip(clean[1].shape, source.uniform(2).tolist(), strict=True):
         away = (torch.arange(extent) + 0.5 - centre * extent).abs()
         inside.append(away <= side * extent / 2)
-    box = inside[0][:, None] & inside[1]
-    return torch.where(box, pasted, image), torch.where(box, beneath, label)
+    return clean, source.augmented(other, "augment"), inside[0][:, None] & inside[1]
 
 
 def pixel_dropout(source: Source) -> Pair:
@@ -108,12 +125,16 @@ VIEWS = {
     "clean": clean,
     "second": second,
     "cutmix": cutmix,
+    "cross_cutmix": cross_cutmix,
     "pixel_dropout": pixel_dropout,
     "corrupted": corrupted,
 }
 
 # views that show something else than the clean input does: what they say cannot be distilled from it
 OTHER_SCENES = {"second": "another crop of the frame", "cutmix": "parts of two frames"}
+
+# views that need another image of the batch
+OF_TWO_IMAGES = {"cutmix": "whose box is pasted", "cross_cutmix": "whose box is pasted"}
 
 # what `corrupted` trains on, by masking.corruptions: keys of crm.corruptions.CORRUPTIONS for RGB, and for thermal
 GROUPS = {

@@ -90,6 +90,11 @@ class Segmenter(nn.Module):
         """How many there are in a prediction of the fused path."""
         return self.query_decoder.query_feat.num_embeddings
 
+    @property
+    def networks(self) -> list[list[nn.Parameter]]:
+        """The parameters of what is trained as one network: their gradients are clipped together."""
+        return [list(self.parameters())]
+
     def recompute(self, on: bool) -> None:
         """Whether activations of Swin blocks and pixel decoder layers are computed again in the backward pass."""
         for part in self.modules():
@@ -232,10 +237,11 @@ class EarlyFusion(Segmenter):
 class LateFusion(Segmenter):
     """Two whole networks, one per modality, trained side by side; what is predicted is the average of their scores.
 
-    They share nothing but the clipping of the gradient. A score is a sum over queries, so the sum of both networks'
-    scores is that of all their queries together, and the factor 1/2 changes neither class nor confidence. What goes by
-    the name of maps has the channels of both, those of a modality that is not there 0: a network whose modality is not
-    there is left out, so that a modality around which is routed ("missing_route") is dropped.
+    They share nothing but the run: seed, images, optimiser settings. The gradient of each is clipped by itself. A score
+    is a sum over queries, so the sum of both networks' scores is that of all their queries together, and the factor 1/2
+    changes neither class nor confidence. What goes by the name of maps has the channels of both, those of a modality
+    that is not there 0: a network whose modality is not there is left out, so that a modality around which is routed
+    ("missing_route") is dropped.
 
     Args:
         heads: pixel and query decoder of RGB, then those of thermal.
@@ -249,6 +255,12 @@ class LateFusion(Segmenter):
     @property
     def queries(self) -> int:
         return super().queries + self.query_decoder_thermal.query_feat.num_embeddings
+
+    @property
+    def networks(self) -> list[list[nn.Parameter]]:
+        thermal = (self.backbone.thermal, self.pixel_decoder_thermal, self.query_decoder_thermal)
+        rgb = (self.backbone.rgb, self.pixel_decoder, self.query_decoder)
+        return [[parameter for part in parts for parameter in part.parameters()] for parts in (rgb, thermal)]
 
     def branch(self, modality: Modality, image: Image, hidden: Hidden | None = None) -> Maps:
         maps = super().branch(modality, image, hidden)
@@ -312,6 +324,7 @@ def _head(model: config.Model, num_classes: int) -> tuple[PixelDecoder, QueryDec
 
 
 def _two_branches(model: config.Model, num_classes: int) -> Segmenter:
+    """Both modalities in two branches whose maps are fused: the published network."""
     rgb = _branch(model, 3)
     thermal = _branch(model, 1, shared=rgb, share_from=model.share_from)
     head = _head(model, num_classes)
@@ -326,6 +339,7 @@ def _two_branches(model: config.Model, num_classes: int) -> Segmenter:
 
 
 def _one_branch(model: config.Model, num_classes: int, modality: Modality) -> Segmenter:
+    """One modality alone."""
     branches = {"rgb": _branch(model, 3), "thermal": _branch(model, 1)}
     branches = {
         name: branch if name == modality else AbsentBranch(_channels(model)) for name, branch in branches.items()
@@ -334,11 +348,13 @@ def _one_branch(model: config.Model, num_classes: int, modality: Modality) -> Se
 
 
 def _early(model: config.Model, num_classes: int) -> Segmenter:
+    """One branch with a stem of four channels."""
     backbone = Backbone(_branch(model, 4), AbsentBranch(_channels(model)))
     return EarlyFusion(backbone, *_head(model, num_classes))
 
 
 def _late(model: config.Model, num_classes: int) -> Segmenter:
+    """The average of two networks of one modality each."""
     backbone = Backbone(_branch(model, 3), _branch(model, 1))
     return LateFusion(backbone, *(_head(model, num_classes) for _ in range(2)))
 
