@@ -51,17 +51,11 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def slurm_of_this_session(worker_number: int) -> Iterator["Cluster"]:
+def slurm_of_this_session() -> Iterator["Cluster"]:
     """A private Slurm of four nodes, whose arrays end at 501 elements."""
     from tests.slurm.cluster import bring_up
 
-    yield from bring_up(worker_number, CRM_SLURM_MAX_ARRAY="501")
-
-
-@pytest.fixture(scope="session")
-def worker_number() -> int:
-    """Which of the processes is this that pytest-xdist shares the tests among."""
-    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    yield from bring_up(CRM_SLURM_MAX_ARRAY="501")
 
 
 @pytest.fixture

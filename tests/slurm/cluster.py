@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -171,13 +172,24 @@ def _succeeds(command: list[str]) -> bool:
     return done.returncode == 0 and "DOWN" not in done.stdout
 
 
-def bring_up(number: int = 0, **settings: str) -> Iterator[Cluster]:
-    """A cluster for as long as the caller needs it; `number` tells those apart that run at once.
+def _free_ports(start: int = 21000, step: int = 40) -> int:
+    """The first of a block of ports that nobody uses; processes that look at once begin at different places."""
+    blocks = [start + step * ((os.getpid() + number) % 200) for number in range(200)]
+    return next(first for first in blocks if all(_is_free(first + more) for more in (0, 1, 2, 11, 12, 13, 14)))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def bring_up(**settings: str) -> Iterator[Cluster]:
+    """A cluster for as long as the caller needs it.
 
     SLURM_CONF of this process names it, so every command means it. Skips where Slurm is not installed.
     """
     root = Path(tempfile.mkdtemp(prefix="crm", dir="/tmp"))  # short: the path of a socket has 107 characters
-    environment = {"CRM_SLURM_PORT": str(21000 + 40 * number), **settings}
+    environment = {"CRM_SLURM_PORT": str(_free_ports()), **settings}
     log = root / "up.log"
     with log.open("w") as file:  # not a pipe: the daemons would keep it open
         done = subprocess.run([HERE / "up", root], env={**os.environ, **environment}, stdout=file, stderr=file)
