@@ -90,6 +90,10 @@ def attempt(
     mine = _claimed(folder, token, machine.processes, job)
     if mine is None:
         return TAKEN
+    if (folder / "result.json").exists() and not lacking(folder, selection, conditions):
+        if _chief(machine.processes):  # a scheduler that has lost sight of a finished job starts it again
+            mine.release()
+        return DONE
     try:
         finished = _work(mine, read_config(folder), machine, selection, conditions, stop, tell)
     except Superseded:

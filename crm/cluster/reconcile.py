@@ -335,26 +335,38 @@ class _Round:
         return True
 
     def _submit(self, todo: Mapping[tuple[str, float, str], Sequence[Seen]]) -> None:
-        """One array for all that need the same, in parts where the scheduler takes no larger one."""
+        """One array for all that need the same, in parts where the scheduler takes no larger one.
+
+        An array that is more than the scheduler takes for now is refused whole, so its halves are tried.
+        """
         jobs: list[str] = []
         labels: list[str] = []
         queue = [(key, part) for key, cells in todo.items() for part in self._parts(cells)]
+        asked_for = [seen.label for _, part in queue for seen in part]
         try:
             gate, job = self._smoke([seen for _, part in queue for seen in part]) if queue else ("", "")
             jobs += [job] if job else []
             before = ""
-            for (after, memory, exclude), part in queue:
+            while queue:
+                (after, memory, exclude), part = queue.pop(0)
                 wanted = {**self.asked.resources, "memory_gb": memory, "exclude": exclude}
                 waits = [after, f"afterok:{job}" if job else "", before]
                 one = new(self.folder, "cells", [seen.id for seen in part], gate, resources=wanted)
-                made = submit(self.folder, one, ",".join(text for text in waits if text), self.held)
+                try:
+                    made = submit(self.folder, one, ",".join(text for text in waits if text), self.held)
+                except Full:
+                    if len(part) == 1:
+                        raise
+                    half = len(part) // 2
+                    queue[:0] = [((after, memory, exclude), few) for few in (part[:half], part[half:])]
+                    continue
                 jobs.append(made.job)
                 labels += [seen.label for seen in part]
                 # the throttle is of one array: the next waits for this one
                 before = f"afterany:{made.job}" if self.asked.resources["throttle"] else ""
         except (Full, Uncertain) as error:
             self.report.words.append(str(error))
-        left = [seen.label for _, part in queue for seen in part if seen.label not in labels]
+        left = [label for label in asked_for if label not in labels]
         if left:
             self.report.unsubmitted = left
             self.report.words.append(

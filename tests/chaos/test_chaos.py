@@ -69,8 +69,7 @@ class Chaos:
         node = self.draw.choice(busy or there)
         self.slurm.kill(f"slurmd.{node}")
         if jobs_too:
-            for process in self.slurm.orphans(node):
-                process.kill()
+            self.slurm.kill_jobs(node)
         self.away[f"slurmd.{node}"] = time.monotonic() + self.draw.uniform(0.0, 40.0)
         return node
 

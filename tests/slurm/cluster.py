@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -117,19 +117,28 @@ class Cluster:
             if self.running(daemon):
                 os.kill(self.pid(daemon), signal.SIGCONT)
             self.start(daemon)
-        for process in self.orphans():
-            process.kill()
+        self.kill_jobs()
         told("scancel", "--user", str(os.geteuid()))
         until(self._empty, "an empty queue")
         until(self._idle, f"idle nodes; there are {told('sinfo', '-h', '-N', '-p', 'main', '-o', '%N %T %E')}")
+
+    def kill_jobs(self, node: str = "") -> None:
+        """Kills the processes of all jobs, or of those on a node, whether Slurm still knows them or not."""
+        for process in self.orphans(node):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def orphans(self, node: str = "") -> list[psutil.Process]:
         """The processes of this cluster's steps, of one node or of all, and their children.
 
         Those included that Slurm has lost.
         """
-        steps = [step for step in psutil.process_iter() if self._is_step(step, self.root / "spool" / node)]
-        return [*(child for step in steps for child in step.children(recursive=True)), *steps]
+        found = []
+        for step in psutil.process_iter():
+            if self._is_step(step, self.root / "spool" / node):
+                with suppress(psutil.NoSuchProcess):
+                    found += [*step.children(recursive=True), step]
+        return found
 
     def _is_step(self, process: psutil.Process, below: Path) -> bool:
         try:
