@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from uuid import uuid4
@@ -96,7 +97,9 @@ def find_run(runs: Path, prefix: str) -> Path:
     """The run folder whose id begins so; ValueError where none or several do."""
     found = matching_runs(runs, prefix)
     if not found:
-        raise ValueError(f"no run {prefix!r} in {runs}; `crm status SWEEP --json` lists the ids of a sweep")
+        close = get_close_matches(prefix, options.modules("sweeps"), n=1, cutoff=0.7)
+        hint = f" Did you mean the sweep {close[0]!r}?" if close else ""
+        raise ValueError(f"no run {prefix!r} in {runs}; `crm status SWEEP --json` lists the ids of a sweep.{hint}")
     if len(found) > 1:
         raise ValueError(f"{prefix!r} could be {', '.join(path.name for path in found[:5])}; give more digits")
     return found[0]
