@@ -319,8 +319,8 @@ def claim(folder: Path, token: str, job: Mapping[str, Any] | None = None) -> Cla
 def _set_aside(folder: Path, holder: Mapping[str, Any]) -> bool:
     """Moves a dead claim among the attempts; False if another process is at that.
 
-    The one that makes the marker does it; looking and moving are two steps, and between them the claim could be
-    another's already.
+    Looking and moving are two steps, and between them the claim could be another's already: so only the process that
+    has made the marker does it.
     """
     (folder / "attempts").mkdir(exist_ok=True)
     turn = 0
@@ -333,7 +333,12 @@ def _set_aside(folder: Path, holder: Mapping[str, Any]) -> bool:
             if time.time() - marker.stat().st_mtime < TAKEOVER:
                 return False
             turn += 1  # whoever made it has died over it
-    retire(folder, holder["token"])
+        except FileNotFoundError:
+            continue  # it went away just now
+    try:
+        retire(folder, holder["token"])
+    finally:
+        marker.unlink(missing_ok=True)
     return True
 
 

@@ -227,7 +227,8 @@ def test_a_worker_sees_the_gpu_that_it_was_given(tmp_path):
     worker = _Worker(queue, "3")
     until(lambda: psutil.Process(worker.process.pid).environ().get("CUDA_VISIBLE_DEVICES") == "3", worker.process)
     worker.dismiss()
-    assert worker.process.wait(PATIENCE) == 0
+    with worker.process:  # closes its pipes
+        assert worker.process.wait(PATIENCE) == 0
 
 
 def test_interrupting_checkpoints_the_workers_and_leaves_everything_resumable(undisturbed, tmp_path):

@@ -168,7 +168,7 @@ def with_queue(name: str, lines: Sequence[PlanLine], runs: Path) -> list[PlanLin
     seen = {one.id: one for one in now.cells}
     on_its_way = ("queued", "running", "suspended", "unknown")
     return [
-        replace(line, state=one.name, reason=one.reason)
+        replace(line, state=one.name, reason=one.reason, rerun="")
         if (one := seen.get(line.id)) is not None and (one.name in on_its_way or (one.name == "held" and one.live))
         else line
         for line in lines

@@ -82,6 +82,7 @@ def sweep(
     json: Json = False,
 ) -> None:
     """Runs every cell of a sweep that is missing, interrupted or failed, and evaluates it; shows the plan first."""
+    from crm.cluster.settings import resources as slurm_resources
     from crm.names import chosen
     from crm.stale import supersede
 
@@ -92,7 +93,8 @@ def sweep(
     every = found.cells(options.changes(sets))
     cells = only(every, chosen_cells)
     check_data(cells, found.also_on, data_root, folder)
-    lines = planned(found, every, folder, cells, rerun=rerun)
+    history = slurm_resources(home(), resources or []).device if cluster == "slurm" else device.partition(":")[0]
+    lines = planned(found, every, folder, cells, history, rerun)
     if cluster == "slurm":
         lines = with_queue(name, lines, folder)
     if cluster == "inline":
@@ -110,7 +112,8 @@ def sweep(
     if left and not yes:
         _confirm(len(left))
     if rerun:
-        supersede(folder, cells, rerun)
+        mine = {line.id for line in lines if line.rerun}
+        supersede(folder, [cell for cell in cells if cell.id in mine], rerun)
     machine = Machine(
         runs=folder,
         data=data_root,
