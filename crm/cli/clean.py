@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from crm.cli import options
-from crm.cli.cluster import cells_of
 from crm.cli.options import Json, Runs, Yes
+from crm.cli.started import cells_of
 from crm.conditions import condition
 from crm.records import alive, lacking, read_json
 from crm.stale import SUPERSEDED

@@ -1,29 +1,28 @@
-"""Submitting sweeps to Slurm, and the verbs that act on what was started, there or on this machine."""
+"""The verbs that act on sweeps that were started, on Slurm or on this machine; the cluster's settings file."""
 
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from crm.cli import afterwards, options
+from crm.cli import options
 from crm.cli.options import Json, Runs, Yes
-from crm.cli.plan import Only, PlanLine
-from crm.machine import Machine, home
+from crm.cli.plan import Only
+from crm.cli.started import PATIENCE, forgive, refuse_silence
+from crm.machine import home
 from crm.names import unknown
-from crm.sweep import Cell, Sweep
 from crm.sweep import only as pick
 
 if TYPE_CHECKING:
     from crm.cluster.folder import Asked, SweepFolder
-    from crm.cluster.view import Look, Seen
+    from crm.cluster.view import Seen
 
 Submitted = Annotated[str, typer.Argument(metavar="NAME", help="A sweep that was started.")]
-PATIENCE = 60.0  # seconds that a person waits for a job which looks after the sweep at the same moment
 
 
 def add_to(app: typer.Typer) -> None:
@@ -47,152 +46,6 @@ def init(
     except FileExistsError:
         raise ValueError(f"{path} is there already; edit it, or move it away") from None
     options.echo_json({"written": path}) if json else typer.echo(f"{path}: uncomment what your cluster needs")
-
-
-# ---------------------------------------------------------------------------------------------- submitting
-
-
-def submit_sweep(
-    name: str,
-    found: Sweep,
-    cells: Sequence[Cell],
-    machine: Machine,
-    given: Sequence[str],
-    partly: bool,
-    changes: dict[str, Any],
-    held: bool,
-    smoke: bool,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    """Hands the cells to Slurm and returns at once; says what was submitted.
-
-    Args:
-        given: NAME=VALUE texts for the resources.
-        partly: the cells are some of the sweep's; what was asked before stays asked.
-    """
-    from crm.cluster import slurm, snapshot
-    from crm.cluster.folder import SweepFolder
-    from crm.cluster.reconcile import reconcile as look_after
-    from crm.cluster.settings import resources
-    from crm.records import open_run
-
-    wanted = resources(home(), given)
-    machine = replace(machine, device=wanted.device, threads=wanted.cpus)
-    there = slurm.partitions()  # refuses before anything is written
-    if wanted.partition and not set(wanted.partition.split(",")) <= set(there):
-        raise unknown("partition", wanted.partition, there)
-    folder = SweepFolder.of(machine.runs, name)
-    for cell in cells:
-        open_run(machine.runs, cell.config)
-    ask_again(
-        folder, found, cells, machine, "slurm", partly, changes, resources=asdict(wanted),
-        snapshot=str(snapshot.take(machine.runs)), smoke=smoke,
-        afterwards=bool(afterwards.words(found)),
-    )  # fmt: skip
-    report = look_after(folder, patience=PATIENCE, held=held)
-    count = len(report.submitted)
-    if count:
-        say(f"submitted {count} runs{' held' if held else ''}; crm status {name} shows how they stand")
-    for line in report.words:
-        say(line)
-    return asdict(report)
-
-
-def ask_again(
-    folder: "SweepFolder",
-    found: Sweep,
-    cells: Sequence[Cell],
-    machine: Machine,
-    cluster: str,
-    partly: bool,
-    changes: dict[str, Any],
-    **more: Any,
-) -> None:
-    """Records what is wanted of a sweep; what has failed or was cancelled may be tried again, for a person asks for it.
-
-    Args:
-        partly: the cells are some of the sweep's; what was asked before stays asked.
-        changes: the settings that were changed in every cell.
-        more: fields of Asked that the cluster needs.
-    """
-    from crm.cluster.folder import Asked
-
-    asked = Asked(
-        name=folder.name,
-        title=found.title,
-        cells=[{"variant": cell.variant, "seed": cell.seed, "id": cell.id} for cell in cells],
-        selection=found.selection,
-        conditions=[condition.name for condition in found.conditions],
-        cluster=cluster,
-        machine=machine.written(),
-        changes=changes,
-        seeds=list(found.seeds),
-        **{"resources": {}, "snapshot": "", **more},
-    )
-    with folder.lease(PATIENCE):
-        folder.ask(asked, partly)
-        _again(folder, [cell.id for cell in cells])
-
-
-def cells_of(
-    name: str,
-    sets: list[str] | None,
-    seeds: str,
-    base: str,
-    recipe: str,
-    tiny: bool,
-    runs: Path,
-    without: list[str] | None = None,
-) -> tuple[str, Sweep, list[Cell], dict[str, Any]]:
-    """A sweep, its cells and the settings changed in them: as it was started last, unless options say what is meant."""
-    from crm.cluster.folder import SweepFolder
-
-    name, found = options.find_sweep(name, seeds, base, recipe, tiny, without)
-    asked = SweepFolder.of(runs, name).asked()
-    changes = options.changes(sets)
-    if asked is not None and not changes and not seeds:
-        found, changes = replace(found, seeds=tuple(asked.seeds)), dict(asked.changes)
-    return name, found, found.cells(changes), dict(changes)
-
-
-def with_queue(name: str, lines: Sequence[PlanLine], runs: Path) -> list[PlanLine]:
-    """The plan's cells with what the scheduler has of them: what is queued is not to be submitted again."""
-    from crm.cluster.folder import SweepFolder
-    from crm.cluster.view import look
-
-    folder = SweepFolder.of(runs, name)
-    if (asked := folder.asked()) is None or asked.cluster != "slurm":
-        return list(lines)
-    now = look(folder, asked)
-    _refuse_silence(now)
-    seen = {one.id: one for one in now.cells}
-    on_its_way = ("queued", "running", "suspended", "unknown")
-    return [
-        replace(line, state=one.name, reason=one.reason, rerun="")
-        if (one := seen.get(line.id)) is not None and (one.name in on_its_way or (one.name == "held" and one.live))
-        else line
-        for line in lines
-    ]
-
-
-def _again(folder: "SweepFolder", ids: Sequence[str]) -> None:
-    """What failed or was cancelled may be tried again, because a person asks for it; what a person holds stays held."""
-    holds = folder.holds()
-    folder.unhold(id for id in ids if holds.get(id, {}).get("by") in ("cancel", "smoke", "breaker"))
-    for id in ids:
-        if id in holds or (folder.run(id) / "failure.json").exists():
-            _forgive(folder, id)
-
-
-def _forgive(folder: "SweepFolder", id: str) -> None:
-    """Counting of attempts begins anew, and the failure of the last one is no reason any more."""
-    from crm.records import append
-
-    append(folder.run(id), "retry")
-    (folder.run(id) / "failure.json").unlink(missing_ok=True)
-
-
-# ---------------------------------------------------------------------------------------------- verbs
 
 
 def reconcile(name: Submitted, runs: Runs = None, json: Json = False) -> None:
@@ -319,7 +172,7 @@ def _cancel_removed(folder: "SweepFolder", asked: "Asked", yes: bool, json: bool
     from crm.cluster.view import look
 
     found = look(folder, asked)
-    _refuse_silence(found)
+    refuse_silence(found)
     jobs = [element.id for one in found.submissions if one.kind == "cells"
             for task, element in found.elements.get(one.token, {}).items()
             if one.cells[task] in found.removed and element.state not in slurm.FINISHED]  # fmt: skip
@@ -358,7 +211,7 @@ def retry(
     with folder.lease(PATIENCE):
         folder.unhold(seen.id for seen in chosen)
         for seen in chosen:
-            _forgive(folder, seen.id)
+            forgive(folder, seen.id)
     _go_on(folder, asked, json)
 
 
@@ -377,16 +230,8 @@ def _seen(folder: "SweepFolder", asked: "Asked", only: list[str] | None) -> list
     from crm.cluster.view import look
 
     found = look(folder, asked)
-    _refuse_silence(found)
+    refuse_silence(found)
     return pick(found.cells, only)
-
-
-def _refuse_silence(found: "Look") -> None:
-    """Nothing is done to jobs on the word of nobody."""
-    from crm.cluster.slurm import Unreachable
-
-    if found.trouble:
-        raise Unreachable(found.trouble)
 
 
 def _announced(verb: str, chosen: Sequence["Seen"], yes: bool, json: bool) -> bool:

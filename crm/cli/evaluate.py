@@ -101,8 +101,8 @@ def evaluate_sweep(
     json: bool,
 ) -> None:
     """Evaluates every trained run of a sweep under a suite, and prints a line for each; exits with 3 if all were."""
-    from crm.cli.cluster import cells_of, submit_sweep
     from crm.cli.local import Places, run_cells
+    from crm.cli.started import cells_of, submit_sweep
     from crm.confusion import load_evaluation
     from crm.records import evaluation, lacking
     from crm.robustness import scores_of, summary

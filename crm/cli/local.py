@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from crm.cli import afterwards
-from crm.cli.cluster import ask_again
+from crm.cli.started import ask_again
 from crm.machine import Machine, cores
 from crm.sweep import Cell, Sweep
 

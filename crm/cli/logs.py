@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from crm.cli import options
-from crm.cli.cluster import cells_of
 from crm.cli.options import Base, Json, OfBase, Runs, Seeds, Set, SweepName, Tiny
+from crm.cli.started import cells_of
 from crm.failures import REASONS, Attempt, attempts, kind_of, last_frame, signature, spent
 from crm.records import alive, raw_lines, read_json, state
 from crm.sweep import Cell, Sweep, only

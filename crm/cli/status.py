@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from crm.cli import options
-from crm.cli.cluster import cells_of
 from crm.cli.options import Base, Json, OfBase, Runs, Seeds, Set, SweepName, Tiny, Without
+from crm.cli.started import cells_of
 from crm.sweep import Cell, Sweep
 
 EVERY = 5.0  # seconds between looks of --watch

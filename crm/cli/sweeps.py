@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from crm.cli import afterwards, options
-from crm.cli.cluster import submit_sweep, with_queue
 from crm.cli.local import detach, mirror_once, places, run_cells, then
 from crm.cli.options import (
     Base,
@@ -31,6 +30,7 @@ from crm.cli.options import (
     Yes,
 )
 from crm.cli.plan import MaxGpuHours, Only, Rerun, plan_json, plan_text, planned, refuse_budget
+from crm.cli.started import submit_sweep, with_queue
 from crm.machine import Machine, home, initial_file
 from crm.sweep import Cell, Sweep, only
 
