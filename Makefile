@@ -22,7 +22,7 @@ test: .venv/.installed ## run the tests
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 slurm-test: .venv/.installed ## run the tests that need a Slurm, on a private one that they bring up and take down
-	$(BIN)/python -m pytest -m slurm tests/slurm tests/chaos
+	$(BIN)/python -m pytest -m slurm -n 2 --dist loadfile tests/slurm tests/chaos
 
 check: .venv/.installed ## lint, formatting and types
 	$(BIN)/ruff check
