@@ -48,11 +48,16 @@ DONE, FAILED, STOPPED, TAKEN = 0, 1, 75, 76
 class StopFlag:
     """True once a signal has asked the process to stop, or its time is over; the loop looks at it between steps."""
 
-    def __init__(self, until: float | None = None) -> None:
-        """`until`: when its time is over, in seconds of the clock that `time.time` reads."""
+    def __init__(self, until: float | None = None, warned: float = 0.0) -> None:
+        """Not set, and with time left.
+
+        Args:
+            until: when its time is over, in seconds of the clock that `time.time` reads; None is never.
+            warned: seconds before that from which on SIGUSR2 is a scheduler's warning that time is running out.
+        """
         self.set = False
         self.idle = False  # between runs there is no loop to look at it
-        self.until = until
+        self.until, self.warned = until, warned
 
     def __call__(self) -> bool:
         return self.set or self.over
@@ -68,6 +73,8 @@ class StopFlag:
 
     def _raise(self, number: int, frame: object) -> None:
         self.set = True
+        if number == signal.SIGUSR2 and self.until is not None and time.time() >= self.until - self.warned:
+            self.until = time.time()
         if self.idle:
             sys.exit(STOPPED)
 

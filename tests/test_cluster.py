@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from crm.cluster.settings import FILE, TEMPLATE, Resources, resources
 from crm.cluster.submit import _parameters, new, scheduler_environment
 from crm.provenance import SNAPSHOT
 from crm.records import Superseded, claim, claims, open_run, raw_lines, read_json, write_bytes
+from crm.worker import StopFlag
 from tests.tiny import TINY, machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -299,3 +301,13 @@ def test_only_one_of_many_takes_a_dead_claim_over(tmp_path):
         thread.join()
     assert len(won) == 1
     assert read_json(run / "claim.json")["token"] == won[0]
+
+
+def test_a_warning_near_the_end_of_its_time_means_that_time_is_over_and_an_earlier_one_does_not():
+    for left, over in ((60.0, True), (600.0, False)):
+        stop = StopFlag(time.time() + left, warned=90.0)
+        stop._raise(signal.SIGUSR2, None)
+        assert stop() and stop.over is over
+        other = StopFlag(time.time() + left, warned=90.0)
+        other._raise(signal.SIGTERM, None)
+        assert other() and not other.over

@@ -63,9 +63,13 @@ def identity(submission: Submission, number: int) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- one run
 
 
+LATE = 60.0  # seconds by which Slurm's warning that time is running out may be early or late
+
+
 def _cell(folder: SweepFolder, submission: Submission, number: int) -> None:
-    left = slurm.time_left()
-    stop = StopFlag(None if left is None else time.time() + left - submission.resources["reserve_seconds"])
+    left, wanted = slurm.time_left(), submission.resources
+    warned = wanted["warning_seconds"] - wanted["reserve_seconds"] + LATE
+    stop = StopFlag(None if left is None else time.time() + left - wanted["reserve_seconds"], warned)
     stop.listen()
     id = submission.cells[number]
     if id in folder.holds():
