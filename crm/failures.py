@@ -256,18 +256,19 @@ def last_frame(traceback: str) -> str:
     return f"{_short((own or frames)[-1][1])}:{(own or frames)[-1][2]} in {(own or frames)[-1][3]}" if frames else ""
 
 
-def outbreak(found: Mapping[str, Mapping[str, Any]], most: int) -> list[str]:
+def outbreak(found: Mapping[str, Mapping[str, Any]], most: int, known: Iterable[str] = ()) -> list[str]:
     """The runs that failed with one traceback, if they are so many that the others would too; else none.
 
     Args:
         found: failure.json of the failed runs, by id.
         most: from how many on.
+        known: signatures that a person has seen and lets pass.
     """
     same: dict[str, list[str]] = {}
     for id, failure in found.items():
         if REASONS[failure.get("kind") or kind_of(failure["reason"])].siblings:
             same.setdefault(signature(failure["traceback"]), []).append(id)
-    worst = max(same.values(), key=len, default=[])
+    worst = max((ids for one, ids in same.items() if one not in known), key=len, default=[])
     return worst if len(worst) >= most else []
 
 

@@ -164,7 +164,9 @@ def _break(queue: Queue, waiting: list[Cell], states: dict[str, State], say: Say
         return
     failed = {cell.id: read_json(queue.machine.runs / cell.id / "failure.json") for cell in queue.cells
               if states[cell.label].name == "failed"}  # fmt: skip
-    worst = failures.outbreak({id: failure for id, failure in failed.items() if failure}, BREAKER)
+    worst = failures.outbreak(
+        {id: failure for id, failure in failed.items() if failure}, BREAKER, queue.folder.passed()
+    )
     left = [cell for cell in waiting if states[cell.label].name not in ("done", "running") and cell.id not in worst]
     if worst and left:
         why = f"{len(worst)} runs failed with the same traceback: crm fails {queue.folder.name}"

@@ -23,6 +23,7 @@ from crm.failures import (
     last_frame,
     may_retry,
     normalised,
+    outbreak,
     reason_of,
     reason_of_end,
     signature,
@@ -255,3 +256,12 @@ def test_a_micro_batch_is_halved_down_to_single_images():
     assert may_retry(journal(end("a", kind="gpu_memory")), "gpu_memory", 16, 2)
     assert not may_retry(journal(end("a", kind="gpu_memory")), "gpu_memory", 16, 1)
     assert not may_retry(journal(end("a", kind="gpu_memory")), "gpu_memory", 1, 0)
+
+
+def test_runs_that_fail_alike_are_an_outbreak_unless_a_person_lets_it_pass():
+    trace = 'Traceback (most recent call last):\n  File "crm/a.py", line 3, in f\n    x\nNameError: x'
+    alike = {id: {"kind": "code", "reason": "NameError: x", "traceback": trace} for id in ("one", "two")}
+    diverged = {id: {**failure, "kind": "non_finite"} for id, failure in alike.items()}
+    assert outbreak(alike, 2) == ["one", "two"]
+    assert outbreak(alike, 3) == [] == outbreak(diverged, 2)
+    assert outbreak(alike, 2, [signature(trace)]) == []

@@ -199,6 +199,18 @@ def test_held_cells_wait_cancelled_workers_leave_and_both_go_on_when_asked(undis
     assert results(tmp_path) == results(undisturbed)
 
 
+def test_two_runs_that_fail_alike_hold_the_others_until_they_are_released(undisturbed, tmp_path):
+    full = {"CRM_FAULT": "full last.safetensors 1"}  # the disk, for every checkpoint
+    done = crm(*SWEEP, "--workers", "1", home=tmp_path, env=full)
+    assert done.returncode == 1
+    assert "2 runs failed with the same traceback" in done.stdout
+    states = [line["state"] for line in json.loads(crm("status", "demo", "--json", home=tmp_path).stdout)]
+    assert sorted(states) == ["failed"] * 2 + ["held"] * 4
+    assert crm("release", "demo", "--yes", home=tmp_path).returncode == 0
+    assert crm(*SWEEP, home=tmp_path).returncode == 0
+    assert results(tmp_path) == results(undisturbed)
+
+
 def test_left_alone_the_queue_survives_whoever_started_it(undisturbed, tmp_path):
     begun = crm(*SWEEP, "--detach", home=tmp_path)
     assert begun.returncode == 0, begun.stderr

@@ -97,9 +97,20 @@ def release(name: Submitted, only: Only = None, runs: Runs = None, yes: Yes = Fa
         for seen in chosen:
             if seen.hold is not None and seen.hold["by"] == "smoke":
                 _forget_smoke(folder, asked, seen.id)
+        if any(seen.hold is not None and seen.hold["by"] == "breaker" for seen in chosen):
+            folder.let_pass(_signatures(folder, asked))
         folder.unhold(seen.id for seen in chosen)
         slurm.release([seen.element.id for seen in chosen if seen.element is not None and seen.live])
     _go_on(folder, asked, json)
+
+
+def _signatures(folder: "SweepFolder", asked: "Asked") -> set[str]:
+    """Of the tracebacks with which runs of this sweep have failed."""
+    from crm.failures import signature
+    from crm.records import read_json
+
+    found = [read_json(folder.run(id) / "failure.json") for id in asked.labels]
+    return {signature(failure["traceback"]) for failure in found if failure is not None}
 
 
 def _go_on(folder: "SweepFolder", asked: "Asked", json: bool) -> None:

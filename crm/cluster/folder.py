@@ -4,6 +4,7 @@
                         submissions/<token>.json   one job or array: what it works on, and the scheduler's id
                         jobs/<token>/          submitit's files: batch script, pickles, what was printed
                         holds.json             runs that nobody is to start, and why
+                        passed.json            tracebacks that no longer hold other runs
                         lease.json             the process that reconciles right now
 
 A submission is written before the scheduler is asked, and its token is the job's name, so that a job whose id never
@@ -146,6 +147,14 @@ class SweepFolder:
     def unhold(self, ids: Iterable[str]) -> None:
         gone = set(ids)
         write_json(self.path / "holds.json", {id: hold for id, hold in self.holds().items() if id not in gone})
+
+    def let_pass(self, signatures: Iterable[str]) -> None:
+        """Runs that fail with these tracebacks hold no others any more, because a person has released those."""
+        write_json(self.path / "passed.json", sorted({*self.passed(), *signatures}))
+
+    def passed(self) -> list[str]:
+        """Signatures of tracebacks, as crm.failures makes them."""
+        return read_json(self.path / "passed.json") or []
 
     # ------------------------------------------------------------------------------------------ lease
 

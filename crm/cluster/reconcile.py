@@ -320,7 +320,7 @@ class _Round:
         found = {seen.id: read_json(self.folder.run(seen.id) / "failure.json") for seen in self.now.cells
                  if seen.files.name != "done"}  # fmt: skip
         failed = {id: failure for id, failure in found.items() if failure is not None}
-        worst = failures.outbreak(failed, self.asked.resources["breaker"])
+        worst = failures.outbreak(failed, self.asked.resources["breaker"], self.folder.passed())
         if not worst:
             return False
         left = [seen for seen in self.now.cells if seen.files.name not in ("done", "failed") and seen.id not in worst
