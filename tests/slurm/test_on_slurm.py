@@ -306,7 +306,7 @@ def test_scancel_of_one_that_runs_and_one_that_waits(slurm: Cluster, home: Home,
 def test_what_slurm_refuses_is_said_in_words_and_leaves_nothing(slurm: Cluster, home: Home, setting, words):
     assert words in home.submit("--slurm", setting, *ONE, code=2)
     assert not told("squeue", "-h")
-    assert home.states() == {"CRM/0": "missing"}
+    assert {line["state"] for line in home.status().values()} == {"missing"}
 
 
 def test_without_sbatch_a_person_is_told_what_to_do(slurm: Cluster, home: Home, tmp_path):
