@@ -55,13 +55,14 @@ class _Past:
 class History:
     """The finished runs below a folder, by their settings."""
 
-    def __init__(self, runs: Path, device: str = "") -> None:
+    def __init__(self, runs: Path, device: str = "", known: Mapping[str, Config] | None = None) -> None:
         """Reads nothing yet.
 
         Args:
             device: cpu or cuda, whose runs count; "" is the one that most runs were trained on.
+            known: run id -> config, of runs whose config.json was read already and says just that.
         """
-        self.runs, self._device = runs, device.partition(":")[0]
+        self.runs, self._device, self._configs = runs, device.partition(":")[0], known or {}
         self._costs: dict[str, Cost | None] = {}
         self._sizes: dict[Path, Size] = {}
 
@@ -71,9 +72,12 @@ class History:
             return None
         settings = flat(config)
         exact = same(settings)
-        if exact not in self._costs:
-            self._costs[exact] = self._cost(exact, SAME) or self._cost(similar(settings), SIMILAR)
-        return self._costs[exact]
+        return self._known(exact, SAME) or self._known(similar(settings), SIMILAR)
+
+    def _known(self, key: str, basis: str) -> Cost | None:
+        if key not in self._costs:
+            self._costs[key] = self._cost(key, basis)
+        return self._costs[key]
 
     def size(self, config: Config) -> Size | None:
         """What a run of this config takes up on disk, from the same run as its cost."""
@@ -106,13 +110,13 @@ class History:
     @cached_property
     def _by_settings(self) -> dict[str, list[_Past]]:
         found: dict[str, list[_Past]] = {}
-        for settings, past in _finished(self.runs):
+        for settings, past in _finished(self.runs, self._configs):
             for key in (same(settings), similar(settings)):
                 found.setdefault(key, []).append(past)
         return found
 
 
-def _finished(runs: Path) -> Iterator[tuple[dict[str, Any], _Past]]:
+def _finished(runs: Path, configs: Mapping[str, Config]) -> Iterator[tuple[dict[str, Any], _Past]]:
     """Every trained run that tells how long its steps took."""
     known = flat(Config())
     try:
@@ -122,13 +126,17 @@ def _finished(runs: Path) -> Iterator[tuple[dict[str, Any], _Past]]:
     for name in names:
         folder = runs / name
         result = read_json(folder / "result.json")
-        written = read_json(folder / "config.json") if result else None
-        if not written or not result.get("seconds_per_step"):
+        if not result or not result.get("seconds_per_step"):
+            continue
+        if (config := configs.get(name)) is not None:
+            settings = flat(config)
+        elif written := read_json(folder / "config.json"):
+            # a setting that is new has its default, which means "as before"; one that is gone counts for nothing
+            settings = {path: written["config"].get(path, value) for path, value in known.items()}
+        else:
             continue
         numerics = read_json(folder / "numerics.json") or {}
         device = numerics.get("device", "cpu").partition(":")[0]
-        # a setting that is new has its default, which means "as before"; one that is gone counts for nothing
-        settings = {path: written["config"].get(path, value) for path, value in known.items()}
         yield settings, _Past(folder, result["seconds_per_step"], device, numerics.get("processes", 1))
 
 

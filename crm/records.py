@@ -133,6 +133,8 @@ def moved(written: Mapping[str, Any], config: Config) -> str:
         return f"has record schema {written['schema']}, this version reads {SCHEMA}"
     recorded = written["config"]
     wanted = {path: list(value) if isinstance(value, tuple) else value for path, value in flatten(config).items()}
+    if recorded.items() <= wanted.items():
+        return ""
     found = [f"{path} (was {recorded[path]!r}, now {wanted.get(path)!r})"
              for path in sorted(recorded) if recorded[path] != wanted.get(path)]  # fmt: skip
     return f"was recorded under other values of {', '.join(found)}" if found else ""

@@ -125,36 +125,49 @@ def planned(
         rerun: which runs are to be trained anew, a key of crm.stale.RERUN.
     """
     from crm.history import History
-    from crm.records import lacking, read_json, state
+    from crm.records import read_json, state
     from crm.stale import due, stale
 
     cells = every if cells is None else cells
     again = due(runs, cells, rerun) if rerun else {}
-    history, lines, differs = History(runs, device), [], _differences(found, every)
+    lines: list[PlanLine] = []
+    as_recorded: dict[str, Config] = {}
+    differs = _differences(found, every)
     for cell in cells:
         folder = runs / cell.id
         now = state(runs, cell.config, found.selection, found.conditions)
         why = again.get(cell.id, "")
-        trained, old, made = False, None, {}
+        result, old, made = None, None, {}
         if now.name != "missing":
-            trained = (folder / "result.json").exists()
+            result = read_json(folder / "result.json")
             made = read_json(folder / "provenance.json") or {}
             old = stale(folder, cell, made)
+            if not old.drifted:
+                as_recorded[cell.id] = cell.config
         line = PlanLine(
             variant=cell.variant, seed=cell.seed, id=cell.id, state=now.name, reason=now.reason, step=now.step,
             steps=now.steps, miou=now.miou, eta=now.eta, log=str(folder / "log.txt"), seconds=None, evaluation=None,
             hours=None, device="", basis="", bytes=None,
-            reused=_trained_by(folder, made) if trained and not why else "",
+            reused=_trained_by(result, made) if result and not why else "",
             stale=str(old or ""), code_known=old is None or old.code is not None, rerun=why,
             differs=differs[cell.variant],
         )  # fmt: skip
-        if line.todo:
-            fresh = now.name == "missing" or bool(why)
-            left = len(found.conditions if fresh else lacking(folder, found.selection, found.conditions))
-            steps = 0 if trained and not why else now.steps - (0 if fresh else now.step)
-            line = replace(line, **_cost(history, cell.config, steps, left))
         lines.append(line)
-    return lines
+    history = History(runs, device, as_recorded)
+    return [
+        replace(line, **_left(history, found, cell, line, runs)) if line.todo else line
+        for cell, line in zip(cells, lines, strict=True)
+    ]
+
+
+def _left(history: Any, found: Sweep, cell: Cell, line: PlanLine, runs: Path) -> dict[str, Any]:
+    """What is left of a cell, by the project's history; nothing where that has nothing like it."""
+    from crm.records import lacking
+
+    fresh = line.state == "missing" or bool(line.rerun)
+    conditions = len(found.conditions if fresh else lacking(runs / cell.id, found.selection, found.conditions))
+    steps = 0 if not line.rerun and line.reused else line.steps - (0 if fresh else line.step)
+    return _cost(history, cell.config, steps, conditions)
 
 
 def _differences(found: Sweep, every: Sequence[Cell]) -> dict[str, dict[str, Any]]:
@@ -167,7 +180,6 @@ def _differences(found: Sweep, every: Sequence[Cell]) -> dict[str, dict[str, Any
 
 
 def _cost(history: Any, config: Config, steps: int, conditions: int) -> dict[str, Any]:
-    """What is left of a run, by the project's history; nothing where that has nothing like it."""
     if (cost := history.cost(config)) is None:
         return {}
     size = history.size(config)
@@ -182,12 +194,10 @@ def _cost(history: Any, config: Config, steps: int, conditions: int) -> dict[str
     }  # fmt: skip
 
 
-def _trained_by(folder: Path, made: Mapping[str, Any]) -> str:
+def _trained_by(result: Mapping[str, Any], made: Mapping[str, Any]) -> str:
     """Which code trained a run, in how many attempts."""
-    from crm.records import read_json
-
     commit = str(made.get("commit", "unknown"))[:10]
-    attempts = (read_json(folder / "result.json") or {}).get("attempts", 1)
+    attempts = result.get("attempts", 1)
     changed = " with uncommitted changes" if made.get("dirty") else ""
     return f"commit {commit}{changed}" + (f", {attempts} attempts" if attempts > 1 else "")
 
