@@ -25,6 +25,7 @@ from analysis.stats import (
     paired_gain,
     recording_draws,
     spread,
+    stray,
     summary,
 )
 from crm.conditions import CLEAN_TEST, DEGRADATIONS, IN_THE_NETWORK, MISSING, Condition, Degradation
@@ -309,8 +310,8 @@ def shown_ablation(table: pd.DataFrame, study: Study) -> Shown:
 def _notes(table: pd.DataFrame, study: Study, columns: Sequence[Measure], over: set[str]) -> list[str]:
     reference = study.sweep.reference
     notes = [
-        "mIoU in per cent on the test split: mean ± standard deviation over training seeds. Bold: the highest mean, and "
-        "every row that is not significantly worse at equal seed (5 %, Holm's correction within the column)."
+        "mIoU in per cent on the test split: mean ± standard deviation over training seeds. Bold: the highest mean "
+        "and every row that is not significantly worse at equal seed (5 %, Holm's correction within the column)."
     ]
     if over:
         notes.append(
@@ -321,6 +322,12 @@ def _notes(table: pd.DataFrame, study: Study, columns: Sequence[Measure], over: 
         notes.append(
             f"Worst case: the lowest mIoU of a run over the {len(worst[0].conditions)} conditions that change what the "
             "network is given."
+        )
+    every = study.evidence.values()
+    if strays := sorted({found.meta["classes"][i] for found in every for i in stray(found.confusion)}):
+        notes.append(
+            f"Predicted somewhere and labelled nowhere: {', '.join(strays)}. Such a class counts as 0 in the mIoU of "
+            "who predicts it; in the draws that intervals are from it is left out for all."
         )
     notes.append(f"Training cost: time per step relative to “{reference}” at equal seed.")
     if (table["done"] < table["seeds"]).any():
