@@ -164,11 +164,11 @@ class Comparison:
         if key not in self._gains:
             runs = values(self.study.records, measure)
             pairs = paired_gain(runs[subject], runs[reference])
-            if pairs.empty:
+            found = None if pairs.empty else self.estimate(measure, {subject: 1, reference: -1}, pairs)
+            if found is None or (interval := found.interval()) is None:  # one run on one image says nothing at all
                 self._gains[key] = Gain(float("nan"), float("nan"), 0, None)
             else:
-                found = self.estimate(measure, {subject: 1, reference: -1}, pairs)
-                self._gains[key] = Gain(found.mean, found.sd, found.n, found.interval(), found)
+                self._gains[key] = Gain(found.mean, found.sd, found.n, interval, found)
         return self._gains[key]
 
     def estimate(self, measure: Measure, weights: Mapping[str, float], runs: pd.Series) -> Estimate:

@@ -399,3 +399,9 @@ def test_one_seed_is_never_given_a_deviation(tmp_path):
     assert table["clean.sd"].isna().all()
     assert not any("±" in entry.value for _, row in shown.rows for entry in row)
     assert "test images" in table.loc["b", "clean.over"] and "seeds" not in table.loc["b", "clean.over"]
+
+
+def test_one_run_on_one_image_is_no_gain(tmp_path):
+    table, shown = table_of(tmp_path, {"a": [50], "b": [60], "c": []}, images=1)
+    assert table.loc["b", "clean.pairs"] == 0 and table.loc["b", "clean.mean"] > 0
+    assert not any(entry.gain for _, row in shown.rows for entry in row[:2])
