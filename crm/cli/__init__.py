@@ -10,6 +10,7 @@ import sys
 import typer
 
 from crm.cli import (
+    claims,
     clean,
     cluster,
     data,
@@ -64,6 +65,7 @@ diagnose.add_to(app)
 weights.add_to(app)
 logs.add_to(app)
 clean.add_to(app)
+claims.add_to(app)
 
 
 def main() -> None:
