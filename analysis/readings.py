@@ -78,7 +78,8 @@ def dose(study: Study, compare: Comparison, name: str = "") -> Reading | None:
     notes = [
         f"Best: the {path} with the highest mean. Breaking point: the bend of a line that is level from the best on "
         "and then falls, fitted by least squares to the means over seeds; its 95 % interval is over training seeds and "
-        "test images together (over test images alone where there is one seed). The line is straight on the "
+        "test images together (over test images alone where there is one seed), by percentiles of bootstrap draws, "
+        "which with few seeds are rather too near together. The line is straight on the "
         "figure's axis, logarithmic where the values spread over more than a factor of ten. A bend between the last "
         "two values cannot be told from one at the first of them, so an interval that reaches it goes to the last. A "
         f"dash: fewer than {NARROW_ENOUGH} values beyond the best, or no fall that the draws agree on. Below the best: "
@@ -147,10 +148,10 @@ def interaction(study: Study, compare: Comparison) -> Reading | None:
         pairs = sum(sign * runs[variant] for variant, sign in signs.items()).dropna()
         if pairs.empty:
             continue
-        draws = {variant: compare.draws(measure, variant) for variant in signs}
-        drawn = np.stack([sum(sign * draws[v][seed] for v, sign in signs.items()) for seed in pairs.index])
-        gain = compare.interval(drawn)
-        total = summary(pairs)
+        total = compare.estimate(measure, signs, pairs)
+        gain = total.interval()
+        if gain is None:  # one run on one image
+            continue
         table[measure.label] = {"interaction": total.mean, "low": gain.low, "high": gain.high, "seeds": total.n}
         verdict = {"gain": "more than the sum", "loss": "less than the sum", "within noise": "within noise"}
         entries.append((measure.label, [Entry(signed(total.mean)), Entry(bracket(gain)), Entry(verdict[gain.verdict])]))

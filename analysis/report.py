@@ -324,9 +324,10 @@ def _method(study: Study) -> list[tuple[str, str]]:
         ("Metric", "mIoU in per cent: one confusion matrix summed over all test images, IoU per class, mean over the "
                    f"{len(meta['classes'])} classes ({', '.join(meta['classes'])}); a class in neither labels nor "
                    f"predictions is left out{'; ' + ignored if ignored else ''}; one scale, no flip"),
-        ("Intervals", f"95 %, percentile bootstrap with {tables.DRAWS} draws: seeds with replacement, and test images "
-                      "with replacement, the same images for both networks. A class that a draw of images lacks is "
-                      "left out for both. With three seeds or fewer they are rather too narrow than too wide"),
+        ("Intervals", "95 %, for other training seeds and other test images of the same kind: t, from the variance of "
+                      "the paired gains over seeds and from that of test images drawn with replacement (or of whole "
+                      f"recordings, where that is larger), {tables.DRAWS} draws, the same for all networks. A class "
+                      "that a draw of images lacks is left out for both. With one seed over test images alone"),
         ("Budget", f"{study.cells[0].config.steps} steps of {study.cells[0].config.batch} images"
                    + (f"; varied on purpose: {', '.join(sweep.budget)}" if sweep.budget else ", equal for all")),
         ("Training cost", "mean seconds per training step as the runs recorded them; runs that shared a machine slowed "

@@ -13,8 +13,22 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from analysis.load import Study
-from analysis.stats import DRAWS, Interval, Summary, bootstrap_miou, gain_interval, image_draws, paired_gain, summary
+from analysis.stats import (
+    DRAWS,
+    Estimate,
+    Interval,
+    Summary,
+    best_rows,
+    bootstrap_miou,
+    image_draws,
+    over_seeds_and_images,
+    paired_gain,
+    recording_draws,
+    spread,
+    summary,
+)
 from crm.conditions import CLEAN_TEST, DEGRADATIONS, IN_THE_NETWORK, MISSING, Condition, Degradation
+from crm.data.recordings import recording
 
 # Kinds that change what the network is given. missing_token and missing_route change the network instead, so they are
 # in no worst case: a network without a trained mask token would be judged by something it was never meant to do.
@@ -121,7 +135,8 @@ class Gain:
     mean: float
     sd: float  # over seeds
     n: int  # seeds that both have
-    interval: Interval | None  # 95 %, None where no seed is shared
+    interval: Interval | None  # 95 %, over training seeds and test images; None where no seed is shared
+    estimate: Estimate | None = None  # what the interval is from: p-values, and how many more seeds would decide
 
     @property
     def verdict(self) -> str:
@@ -134,7 +149,8 @@ class Comparison:
     def __init__(self, study: Study, rng: np.random.Generator) -> None:
         self.study = study
         self.rng = rng
-        self._counts: dict[int, np.ndarray] = {}  # image draws by number of images
+        self._counts: dict[tuple[str, ...], np.ndarray] = {}  # draws of images, then of recordings, by names of images
+        self._images: dict[tuple[str, ...], tuple[int, int]] = {}  # how many images and recordings each draw has
         self._drawn: dict[tuple[str, int, str], np.ndarray] = {}
         self._gains: dict[tuple[str, str, str], Gain] = {}
 
@@ -142,37 +158,56 @@ class Comparison:
         """The paired gain of `subject` over `reference`, with its interval; the same wherever it is asked for."""
         key = (measure.key, subject, reference)
         if key not in self._gains:
-            self._gains[key] = self._gain(measure, subject, reference)
+            runs = values(self.study.records, measure)
+            pairs = paired_gain(runs[subject], runs[reference])
+            if pairs.empty:
+                self._gains[key] = Gain(float("nan"), float("nan"), 0, None)
+            else:
+                found = self.estimate(measure, {subject: 1, reference: -1}, pairs)
+                self._gains[key] = Gain(found.mean, found.sd, found.n, found.interval(), found)
         return self._gains[key]
 
-    def _gain(self, measure: Measure, subject: str, reference: str) -> Gain:
-        runs = values(self.study.records, measure)
-        pairs = paired_gain(runs[subject], runs[reference])
-        if pairs.empty:
-            return Gain(float("nan"), float("nan"), 0, None)
-        drawn = np.stack([self._draws(measure, subject, s) - self._draws(measure, reference, s) for s in pairs.index])
-        total = summary(pairs)
-        return Gain(total.mean, total.sd, total.n, self.interval(drawn))
+    def estimate(self, measure: Measure, weights: Mapping[str, float], runs: pd.Series) -> Estimate:
+        """Of a weighted sum of variants, from its value at each seed: for other training seeds and test images."""
+        drawn = np.stack(
+            [sum(weight * self._both(measure, v, seed) for v, weight in weights.items()) for seed in runs.index]
+        )
+        images, recordings = self._units(measure, next(iter(weights)), runs.index[0])
+        spreads = [spread(drawn[:, :DRAWS], images), spread(drawn[:, DRAWS:], recordings)]
+        return over_seeds_and_images(runs.to_numpy(), *spreads)
 
-    def interval(self, drawn: np.ndarray) -> Interval:
-        """Of the mean over seeds of what was drawn for each, (s, b)."""
-        return gain_interval(drawn, self.rng)
+    def best(self, measure: Measure) -> list[str]:
+        """The variants to mark: the one with the highest mean, and all that are not significantly worse (Holm)."""
+        runs = values(self.study.records, measure)
+        means = {variant: float(runs[variant].mean()) for variant in self.study.sweep.variants}
+        known = [variant for variant in means if not math.isnan(means[variant])]
+        if not known:
+            return []
+        best = max(known, key=lambda variant: means[variant])
+        gains = {variant: self.gain(measure, variant, best).estimate for variant in known if variant != best}
+        return best_rows(means, {variant: found for variant, found in gains.items() if found is not None})
 
     def draws(self, measure: Measure, variant: str) -> dict[int, np.ndarray]:
         """(b,) the measure of each evaluated run of a variant in each draw of test images, by seed."""
         runs = values(self.study.records, measure)[variant].dropna()
-        return {seed: self._draws(measure, variant, seed) for seed in runs.index}
+        return {seed: self._both(measure, variant, seed)[:DRAWS] for seed in runs.index}
 
-    def _draws(self, measure: Measure, variant: str, seed: int) -> np.ndarray:
-        """(b,) the measure of one run in each draw of test images."""
+    def _both(self, measure: Measure, variant: str, seed: int) -> np.ndarray:
+        """(2 b,) the measure of one run in each draw of test images, then in each of whole recordings."""
         return measure.reduce([self._miou(variant, seed, how.name) for how in measure.conditions], axis=0)
+
+    def _units(self, measure: Measure, variant: str, seed: int) -> tuple[int, int]:
+        return self._images[tuple(self.study.evidence[variant, seed, measure.conditions[0].name].names)]
 
     def _miou(self, *key: Any) -> np.ndarray:
         if key not in self._drawn:
-            confusion = self.study.evidence[key].confusion
-            if (images := len(confusion)) not in self._counts:
-                self._counts[images] = image_draws(images, DRAWS, self.rng)
-            self._drawn[key] = bootstrap_miou(confusion, self._counts[images])
+            found = self.study.evidence[key]
+            if (names := tuple(found.names)) not in self._counts:
+                recordings = [recording(str(name), found.meta["dataset"]) for name in names]
+                drawn = image_draws(len(names), DRAWS, self.rng), recording_draws(recordings, DRAWS, self.rng)
+                self._counts[names] = np.concatenate(drawn)
+                self._images[names] = len(names), len(set(recordings))
+            self._drawn[key] = bootstrap_miou(found.confusion, self._counts[names])
         return self._drawn[key]
 
 
@@ -191,6 +226,7 @@ def ablation(study: Study, compare: Comparison) -> pd.DataFrame:
         for measure in measures(study.sweep.conditions):
             total = summary(values(study.records, measure)[variant])
             row |= {f"{measure.key}.{name}": getattr(total, name) for name in ("mean", "sd", "n")}
+            row[f"{measure.key}.best"] = variant in compare.best(measure)
             if variant != reference:
                 gain = compare.gain(measure, variant, reference)
                 row |= {f"{measure.key}.gain": gain.mean, f"{measure.key}.pairs": gain.n}
@@ -261,7 +297,7 @@ def shown_ablation(table: pd.DataFrame, study: Study) -> Shown:
                 gain, verdict = signed(row[f"{key}.gain"]), row[f"{key}.verdict"]
                 interval = bracket(Interval(row[f"{key}.low"], row[f"{key}.high"], row[f"{key}.over"]))
                 over.add(row[f"{key}.over"])
-            best = total.n > 0 and len(table) > 1 and total.mean == table[f"{key}.mean"].max()
+            best = len(table) > 1 and bool(row[f"{key}.best"])
             entries.append(Entry(plus_minus(total) + counted, gain, interval, verdict, best))
         ratio = "—" if math.isnan(row["cost.ratio"]) else f"{row['cost.ratio']:.2f} ×"
         seconds = "" if math.isnan(row["cost.seconds"]) else f"{row['cost.seconds']:.3g} s/step"
@@ -272,11 +308,14 @@ def shown_ablation(table: pd.DataFrame, study: Study) -> Shown:
 
 def _notes(table: pd.DataFrame, study: Study, columns: Sequence[Measure], over: set[str]) -> list[str]:
     reference = study.sweep.reference
-    notes = ["mIoU in per cent on the test split: mean ± standard deviation over training seeds. Bold: highest mean."]
+    notes = [
+        "mIoU in per cent on the test split: mean ± standard deviation over training seeds. Bold: the highest mean, and "
+        "every row that is not significantly worse at equal seed (5 %, Holm's correction within the column)."
+    ]
     if over:
         notes.append(
-            f"Below it, the gain over “{reference}” at equal seed in points of mIoU, with a 95 % bootstrap interval "
-            f"over {' or '.join(sorted(over))}. An interval that includes 0 is within noise."
+            f"Below it, the gain over “{reference}” at equal seed in points of mIoU, with a 95 % interval over "
+            f"{' or '.join(sorted(over))}. An interval that includes 0 is within noise."
         )
     if worst := [column for column in columns if column.key == "worst"]:
         notes.append(

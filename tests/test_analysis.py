@@ -15,7 +15,7 @@ from scipy import stats as scipy_stats
 from analysis import figures, report, tables
 from analysis.load import load, read
 from analysis.panels import pick
-from analysis.stats import Interval, bootstrap_miou, gain_interval, image_draws, paired_gain, summary
+from analysis.stats import Interval, bootstrap_miou, hierarchical_percentile, image_draws, paired_gain, summary
 from crm.conditions import MISSING, SUITES
 from crm.confusion import miou
 from crm.sweep import Sweep
@@ -96,30 +96,15 @@ def test_a_class_that_a_draw_lacks_is_left_out_whatever_was_predicted():
     assert bootstrap_miou(np.stack([predicts_rare, rare]), only_first) == pytest.approx(80.0)
 
 
-def test_interval_brackets_the_mean_gain_and_shrinks_with_what_is_shared():
-    rng = np.random.default_rng(0)
-    gains = rng.normal(2.0, 1.0, size=(5, 2000))
-    interval = gain_interval(gains, rng)
-    assert interval.low < gains.mean() < interval.high
-    constant = gain_interval(np.full((3, 100), 2.0), rng)
-    assert (constant.low, constant.high, constant.verdict) == pytest.approx((2.0, 2.0, "gain"))
-
-
-def test_interval_over_images_agrees_with_scipys_bootstrap():
+def test_percentiles_over_images_agree_with_scipys_bootstrap():
     rng = np.random.default_rng(0)
     confusion = rng.integers(1, 40, size=(30, 3, 3)) + 40 * np.eye(3, dtype=int)
-    ours = gain_interval(bootstrap_miou(confusion, image_draws(30, 4000, rng))[None], rng)
+    ours = hierarchical_percentile(bootstrap_miou(confusion, image_draws(30, 4000, rng))[None], rng)
     theirs = scipy_stats.bootstrap(
         (np.arange(30),), lambda i: miou(confusion[i].sum(axis=0)), n_resamples=4000, method="percentile",
         vectorized=False, rng=np.random.default_rng(1),
     ).confidence_interval  # fmt: skip
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.15)
-
-
-def test_interval_says_over_what_it_is():
-    rng = np.random.default_rng(0)
-    assert gain_interval(np.ones((1, 10)), rng).over == "test images"
-    assert gain_interval(np.ones((2, 10)), rng).over == "training seeds and test images"
 
 
 @pytest.mark.parametrize(("low", "high", "verdict"), [(-1, 2, "within noise"), (0.1, 2, "gain"), (-2, -0.1, "loss")])
