@@ -18,6 +18,7 @@ from crm.config import SCHEMA
 from crm.data.specs import DATASETS
 from crm.names import chosen
 from crm.records import write_bytes
+from crm.sums import note
 
 
 def confusion_matrix(label: np.ndarray, prediction: np.ndarray, num_classes: int, ignore_index: int) -> np.ndarray:
@@ -176,6 +177,7 @@ def save_evaluation(path: Path, evaluation: Evaluation) -> None:
             arrays[name] = array
     np.savez_compressed(buffer, meta=np.array(json.dumps({"schema": SCHEMA, **evaluation.meta})), **arrays)
     write_bytes(path, buffer.getvalue())
+    note(path, evaluation, buffer.getvalue())
 
 
 def load_evaluation(path: Path, predictions: bool = False) -> Evaluation:
