@@ -4,24 +4,19 @@
                                    file, what it says of itself, its images, and its confusion matrices summed, over
                                    all images and over those at night
 
-The .npz stays the evidence. A line that is missing, torn or about another file is no loss: the .npz is read instead.
+`crm.confusion.save_evaluation` writes it. The .npz stays the evidence. A line that is missing, torn or about another file is no loss: the .npz is read instead.
 """
 
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from crm.conditions import Condition
-
-if TYPE_CHECKING:
-    from crm.confusion import Evaluation
-
-FILE = "sums.jsonl"
+from crm.confusion import SUMS, load_evaluation, summed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,42 +35,13 @@ class Sums:
     edited: bool = False  # whether its file is not the one that was written
 
 
-def summed(evaluation: "Evaluation", content: bytes | None = None) -> dict[str, Any]:
-    """The line of an evaluation; with the hash of its file where that is given."""
-    night = evaluation.night.astype(bool)
-    names = sha256("\n".join(str(name) for name in evaluation.names).encode()).hexdigest()[:16]
-    return {
-        "condition": evaluation.meta["condition"],
-        "sha256": sha256(content).hexdigest() if content is not None else "",
-        "bytes": len(content) if content is not None else 0,
-        "images": len(evaluation.names),
-        "at_night": int(night.sum()),
-        "names": names,
-        "meta": evaluation.meta,
-        "whole": evaluation.confusion.sum(axis=0, dtype=np.int64).tolist(),
-        "night": evaluation.confusion[night].sum(axis=0, dtype=np.int64).tolist(),
-    }
-
-
-def note(path: Path, evaluation: "Evaluation", content: bytes) -> None:
-    """A line about an evaluation that has just been written to `path`. A torn line before it is ended first."""
-    line = json.dumps(summed(evaluation, content)).encode() + b"\n"
-    with (path.parent / FILE).open("ab+") as file:
-        if file.seek(0, 2):
-            file.seek(-1, 2)
-            line = b"\n" * (file.read(1) != b"\n") + line
-        file.write(line)
-
-
 def read(folder: Path, selection: str, conditions: Sequence[Condition]) -> dict[str, Sums]:
     """The sums of a run's evaluations by name of the condition; those it has not been evaluated under are left out.
 
     Writes nothing. ValueError where there is no line that fits and the evaluation itself is damaged.
     """
-    from crm.confusion import load_evaluation  # it writes these lines
-
     place = folder / "evals" / selection
-    lines = dict(_lines(place / FILE, {condition.name for condition in conditions}))
+    lines = dict(_lines(place / SUMS, {condition.name for condition in conditions}))
     found = {}
     for condition in conditions:
         path = place / f"{condition.name}.npz"
