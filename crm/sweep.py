@@ -233,10 +233,11 @@ def moved(sweep: Sweep, base: Config) -> Sweep:
 
 
 def tiny(sweep: Sweep, base: Config) -> Sweep:
-    """The sweep's tiny form, to try everything out: a tiny base, two seeds, rows as `Sweep.tiny` says."""
+    """The sweep's tiny form, to try everything out: a tiny base, seeds 0 and 1, rows as `Sweep.tiny` says."""
     rows = {label: sweep.tiny.get(label, changes) for label, changes in sweep.variants.items()}
     also_on = (base.data.dataset,) if sweep.also_on else ()
-    return _with_rows(replace(sweep, base=base, seeds=sweep.seeds[:2], also_on=also_on, tiny={}), rows)
+    seeds = range(min(2, len(sweep.seeds)))
+    return _with_rows(replace(sweep, base=base, seeds=tuple(seeds), also_on=also_on, tiny={}), rows)
 
 
 def leave_out(sweep: Sweep, rows: Sequence[str]) -> Sweep:
