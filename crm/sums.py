@@ -4,7 +4,8 @@
                                    file, what it says of itself, its images, and its confusion matrices summed, over
                                    all images and over those at night
 
-`crm.confusion.save_evaluation` writes it. The .npz stays the evidence. A line that is missing, torn or about another file is no loss: the .npz is read instead.
+`crm.confusion.save_evaluation` writes it. The .npz stays the evidence. A line that is missing, torn or about another
+file is no loss: the .npz is read instead.
 """
 
 import json

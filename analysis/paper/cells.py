@@ -19,11 +19,12 @@ from pathlib import Path
 from analysis.paper import lacking, statistics
 from analysis.paper.evidence import ON_ITS_WAY, Contribution, Records
 from analysis.paper.metrics import parse
-from analysis.paper.result import Built, Cell, Interval, Reference, Run, column_id, row_id
-from analysis.paper.spec import Column, Row, Table
+from analysis.paper.result import Built, Cell, Interval, Reference, Run, column_id
+from analysis.paper.spec import Table
 from analysis.paper.wanted import Sweeps, Wanted, wanted
 from analysis.published import Published, results
 from analysis.stats import Cache, against_published, over_seeds
+from analysis.stats.published import OTHERWISE
 from crm.config import difference
 from crm.data.specs import DATASETS
 from crm.recipes import released
@@ -139,7 +140,8 @@ def _cell(key: Key, want: Wanted, found: Sequence[Contribution]) -> Cell:
         sd=estimate.sd if estimate.n > 1 else None,
         n=estimate.n,
         interval=interval and Interval(
-            low=interval.low, high=interval.high, over=f"{interval.over}, this test set", method=f"t over {estimate.n} seeds"
+            low=interval.low, high=interval.high, over=f"{interval.over}, this test set",
+            method=f"t over {estimate.n} seeds",
         ),
         published=_reference(published, want, list(values.values())),
         waived="; ".join(dict.fromkeys(one.waived for one in found if one.waived)),
@@ -200,7 +202,10 @@ def protocol(want: Wanted, found: Sequence[Contribution]) -> str:
         return f"{recipe}; {title}; {parse(want.column.metric).title}"
     conditions = [one.name for one in want.conditions]
     how = conditions[0] if len(conditions) == 1 else f"{want.column.reduce} of {len(conditions)} conditions"
-    classes = next((len(one.protocol[2]) for one in found if one.protocol), len(DATASETS[want.column.on or config.data.dataset].classes))
+    classes = next(
+        (len(one.protocol[2]) for one in found if one.protocol),
+        len(DATASETS[want.column.on or config.data.dataset].classes),
+    )
     metric = parse(want.column.metric).title
     size = "x".join(map(str, config.data.size))
     return f"{recipe}; checkpoint {want.selection}; {title}, {how}, {size}; {metric}, {classes} classes with class 0"
@@ -209,7 +214,10 @@ def protocol(want: Wanted, found: Sequence[Contribution]) -> str:
 def as_released(want: Wanted) -> bool:
     """Whether a cell's runs follow the released recipe in everything but the seed."""
     config = want.cells[0].config
-    return not set(difference(released(config), config)) - {"seed"}
+    try:
+        return not set(difference(released(config), config)) - {"seed"}
+    except ValueError:  # the released code cannot do what this run does
+        return False
 
 
 # ---------------------------------------------------------------------------------------------- published numbers
@@ -228,7 +236,8 @@ def _reference(
     verdict = ""
     if want is not None and values:
         judged = against_published(values, found.miou, _protocol_differs(found, want))  # type: ignore[arg-type]
-        verdict = f"{judged.verdict}: {judged.why}" if judged and ":" in judged.verdict else judged.verdict if judged else ""
+        if judged is not None:
+            verdict = f"{judged.verdict} ({judged.why})" if judged.verdict == OTHERWISE else judged.verdict
     return Reference(value=found.miou, source=found.source, protocol=f"checkpoint: {found.selection}", verdict=verdict)
 
 
@@ -244,7 +253,3 @@ def _protocol_differs(found: Published, want: Wanted) -> list[str]:
     if not as_released(want):
         differences.append("not the released recipe here")
     return differences
-
-
-def cell_of(built: Built, row: Row, column: Column) -> Cell:
-    return built.cells[row_id(row), column_id(column)]

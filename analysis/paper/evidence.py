@@ -15,7 +15,10 @@ import numpy as np
 from analysis.paper.metrics import parse, value
 from analysis.paper.wanted import Wanted
 from crm import elsewhere, sums
+from crm.cluster.folder import SweepFolder
+from crm.cluster.view import look
 from crm.conditions import Condition
+from crm.confusion import load_evaluation
 from crm.data.specs import DATASETS
 from crm.records import State, claims, evaluation, file_hash, read_json, state
 from crm.stale import stale
@@ -180,9 +183,6 @@ class Records:
     def _queue(self, name: str) -> dict[str, Any]:
         """What the scheduler has of a sweep, in whatever suite it was started, by run."""
         if name not in self._queues:
-            from crm.cluster.folder import SweepFolder
-            from crm.cluster.view import look
-
             seen: dict[str, Any] = {}
             started = self.runs / ".sweeps"
             for path in sorted(started.glob("*")) if started.is_dir() else []:
@@ -231,6 +231,4 @@ def _protocol(found: Sums) -> tuple[Any, ...]:
 
 def _sums_up(path: Path, found: Sums) -> bool:
     """Whether the per-image matrices have the sum that their line says."""
-    from crm.confusion import load_evaluation
-
     return bool((load_evaluation(path).confusion.sum(axis=0, dtype=np.int64) == found.whole).all())

@@ -35,27 +35,35 @@ class Work:
         return shlex.join(words)
 
 
-def work(asked: Mapping[Key, Wanted], found: Mapping[Key, Sequence[Contribution]], cells: Mapping[Key, Cell]) -> list[Work]:
+def work(
+    asked: Mapping[Key, Wanted], found: Mapping[Key, Sequence[Contribution]], cells: Mapping[Key, Cell]
+) -> list[Work]:
     """What is to be done, in the order of the table; what is on its way already is left out."""
-    todo: dict[tuple[str, str, str, str], dict[str, None]] = {}
+    labels: dict[tuple[str, str, str], dict[str, None]] = {}  # by sweep, selection and rerun
+    conditions: dict[tuple[str, str, str], dict[str, None]] = {}
     wants: dict[str, Wanted] = {}
     for key, want in asked.items():
-        if cells[key].state in ("fresh", "published only"):
+        if not cells[key].lacking or want.sweep is None:
             continue
+        selection = "" if want.selection == want.sweep.selection else want.selection
         for one in found[key]:
-            rerun = _rerun(one)
-            if not rerun and (one.usable or one.state in ON_ITS_WAY):
+            again = _rerun(one)
+            if not again and (one.usable or one.state in ON_ITS_WAY):
                 continue
-            own = want.sweep.selection if want.sweep else ""
-            selection = "" if want.selection == own else want.selection
             wants[want.name] = want
-            for suite in cover([condition.name for condition in want.conditions]):
-                todo.setdefault((want.name, suite, "", rerun), {})[one.cell.label] = None
-                if selection:
-                    todo.setdefault((want.name, suite, selection, ""), {})[one.cell.label] = None
+            # a checkpoint that the sweep itself does not evaluate is there once the run is trained
+            for kind in (
+                ((want.name, "", again), (want.name, selection, "")) if selection else ((want.name, "", again),)
+            ):
+                labels.setdefault(kind, {})[one.cell.label] = None
+                conditions.setdefault(kind, {}).update(dict.fromkeys(each.name for each in want.conditions))
     return [
-        Work(sweep=name, suite=suite, selection=selection, only=_patterns(wants[name], [*labels]), labels=[*labels], rerun=rerun)
-        for (name, suite, selection, rerun), labels in sorted(todo.items(), key=lambda one: bool(one[0][2]))
+        Work(
+            sweep=name, suite=suite, selection=selection, only=_patterns(wants[name], [*labels[name, selection, again]]),
+            labels=[*labels[name, selection, again]], rerun=again,
+        )
+        for name, selection, again in sorted(labels, key=lambda kind: bool(kind[1]))
+        for suite in cover([*conditions[name, selection, again]])
     ]  # fmt: skip
 
 
@@ -81,7 +89,9 @@ def cover(conditions: Sequence[str]) -> list[str]:
         else:
             best = max((name for name in suites if name != "paper"), key=lambda name: len(left.keys() & suites[name]))
         if not left.keys() & suites[best]:
-            raise ValueError(f"no suite has the condition {next(iter(left))!r}; crm.conditions.SUITES is where to add it")
+            raise ValueError(
+                f"no suite has the condition {next(iter(left))!r}; crm.conditions.SUITES is where to add it"
+            )
         if best == "paper" and (parts := _greedy(left, suites)):
             return chosen + parts
         chosen.append(best)
@@ -93,7 +103,10 @@ def _greedy(wanted: Mapping[str, None], suites: Mapping[str, set[str]]) -> list[
     """Suites other than `paper`, which has everything, that hold the conditions; the largest share first."""
     left, chosen = set(wanted), []
     while left:
-        best = max((name for name in suites if name != "paper"), key=lambda name: (len(left & suites[name]), -len(suites[name])))
+        best = max(
+            (name for name in suites if name != "paper"),
+            key=lambda name: (len(left & suites[name]), -len(suites[name])),
+        )
         if not left & suites[best]:
             return []
         chosen.append(best)

@@ -15,11 +15,13 @@ from crm.confusion import class_mean, iou, pixel_accuracy, recall, released_mean
 from crm.names import chosen
 from crm.sums import Sums
 
+Of = Callable[[Any, str], float]  # of Sums, or of a file's values; and of what stands behind the colon
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     title: str
-    of: Callable[[Any, str], float]  # of Sums, or of a file's values; and what stands behind the colon
+    of: Of
     file: str = ""  # the file in the run folder that is read; "" is an evaluation
     bootstrapped: bool = False  # whether gains of it are told from per-image matrices: mIoU of all images
 
@@ -30,7 +32,7 @@ def value(metric: str, found: Any) -> float:
     Args:
         found: Sums, or the values of the metric's file.
     """
-    name, _, argument = metric.partition(":")
+    _, _, argument = metric.partition(":")
     return float(parse(metric).of(found, argument))
 
 
@@ -55,7 +57,7 @@ def scored(found: Sums) -> list[int]:
     return [number for number, name in enumerate(found.meta["classes"]) if name not in unscored]
 
 
-def _mean(per_class: Callable[[np.ndarray], np.ndarray], mean: Callable[[np.ndarray], Any], first: int = 0):  # noqa: ANN202
+def _mean(per_class: Callable[[np.ndarray], np.ndarray], mean: Callable[[np.ndarray], Any], first: int = 0) -> Of:
     def of(found: Sums, time: str) -> float:
         kept = [number for number in scored(found) if number >= first]
         return mean(per_class(matrix(found, time))[kept])
@@ -68,7 +70,7 @@ def _class_iou(found: Sums, name: str) -> float:
     return iou(found.whole)[chosen("class", name, classes)]
 
 
-def _of_file(name: str, unit: float) -> Callable[[Mapping[str, Any], str], float]:
+def _of_file(name: str, unit: float) -> Of:
     def of(values: Mapping[str, Any], _: str) -> float:
         found = values.get(name)
         return float("nan") if found is None else found / unit

@@ -32,7 +32,9 @@ class Compared:
         return {"gain": self.gains.get(key), "best": key in self.best}
 
 
-def compared(table: Table, asked: Mapping[Key, Wanted], found: Found, cells: Mapping[Key, Cell], cache: Cache) -> Compared:
+def compared(
+    table: Table, asked: Mapping[Key, Wanted], found: Found, cells: Mapping[Key, Cell], cache: Cache
+) -> Compared:
     """Of every cell that may be compared."""
     result = Compared()
     if table.compare == "none":
@@ -55,9 +57,7 @@ def compared(table: Table, asked: Mapping[Key, Wanted], found: Found, cells: Map
     return result
 
 
-def _over(
-    row: Row, reference: Row, column: Column, found: Found, cache: Cache, result: Compared
-) -> Estimate | None:
+def _over(row: Row, reference: Row, column: Column, found: Found, cache: Cache, result: Compared) -> Estimate | None:
     """The gain of a row over another; None where they share nothing that may be compared."""
     own, other = ({one.cell.seed: one for one in found[_key(each, column)] if one.usable} for each in (row, reference))
     seeds = sorted(own.keys() & other.keys())
@@ -73,7 +73,9 @@ def _over(
         return None
     if own.keys() != other.keys():
         only = ", ".join(map(str, seeds))
-        result.notes.append(f"{name}: the gain is over seed{'s' * (len(seeds) > 1)} {only} alone, which {row_id(reference)} has too")
+        result.notes.append(
+            f"{name}: the gain is over seed{'s' * (len(seeds) > 1)} {only} alone, which {row_id(reference)} has too"
+        )
     sign = -1.0 if column.lower_is_better else 1.0
     if bootstrapped(column.metric):
         pairs = paired_files(

@@ -86,7 +86,9 @@ def _wanted(table: Table, row: Row, column: Column, sweeps: Sweeps) -> Wanted:
     if variant in found.sweep.left_out:
         return Wanted(**about, why_not=found.sweep.left_out[variant])
     if variant not in found.cells:
-        raise ValueError(f"table {table.name}, row {row_id(row)!r}: {unknown('row of ' + row.sweep, variant, found.cells)}")
+        raise ValueError(
+            f"table {table.name}, row {row_id(row)!r}: {unknown('row of ' + row.sweep, variant, found.cells)}"
+        )
     cells = found.cells[variant]
     try:
         refuse_selection(column.selection or found.sweep.selection, cells[0].config)
