@@ -165,7 +165,7 @@ def _state(found: Sequence[Contribution]) -> tuple[str, str]:
     for state, names in (("running", ("running", "suspended")), ("queued", ON_ITS_WAY), ("failed", ("failed",))):
         if any(one.state in names for one in rest):
             return state, reason
-    return "missing", reason
+    return "missing", "" if all(one.state == "missing" and not one.reason for one in rest) else reason
 
 
 def _words(one: Contribution) -> str:

@@ -59,7 +59,8 @@ def work(
                 conditions.setdefault(kind, {}).update(dict.fromkeys(each.name for each in want.conditions))
     return [
         Work(
-            sweep=name, suite=suite, selection=selection, only=_patterns(wants[name], [*labels[name, selection, again]]),
+            sweep=name, suite=suite, selection=selection,
+            only=_patterns(wants[name], [*labels[name, selection, again]]),
             labels=[*labels[name, selection, again]], rerun=again,
         )
         for name, selection, again in sorted(labels, key=lambda kind: bool(kind[1]))
