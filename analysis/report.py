@@ -393,23 +393,8 @@ def _drawn(folder: Path, stem: str, drawn: list[Figure | None]) -> list[tuple[st
         forms = figures.written(figure)
         for suffix, content in forms.items():
             write_bytes(folder / f"{name}{suffix}", content)
-        shown.append((kind, inline_svg(forms[".svg"].decode(), name)))
+        shown.append((kind, figures.inline_svg(forms[".svg"].decode(), name)))
     return shown
-
-
-def inline_svg(svg: str, name: str) -> Markup:
-    """An SVG as part of a page: its colours of paper and ink follow the page's theme, its ids are its own."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', svg).replace("url(#", f"url(#{name}-")
-    # width and height in points would fix its size; the viewBox keeps its shape
-    svg = re.sub(r'<svg([^>]*?) width="[^"]*"', r"<svg\1", svg, count=1)
-    svg = re.sub(r'<svg([^>]*?) height="[^"]*"', r'<svg\1 aria-hidden="true"', svg, count=1)
-    themes = {figures.INK: "ink", figures.QUIET: "quiet", figures.RULE: "rule", figures.PAPER: "paper"}
-    for colour, role in themes.items():
-        svg = svg.replace(colour, f"var(--{role})")
-    return Markup(svg)
 
 
 def _web(panel: Panel) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Percent with one decimal in what people read; unrounded in CSV.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -343,6 +344,12 @@ def _markdown(head: list[str], rows: list[list[str]]) -> list[str]:
     clean = [[cell.replace("\\", "\\\\").replace("|", "\\|") for cell in row] for row in [head, *rows]]
     rule = ["---", *["---:"] * (len(head) - 1)]
     return [f"| {' | '.join(row)} |" for row in (clean[0], rule, *clean[1:])]
+
+
+def escaped(text: str) -> str:
+    """`text` as Markdown shows it, whatever is in it."""
+    marked = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", " ".join(text.split()) if "\n" in text else text)
+    return marked.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 LATEX = {

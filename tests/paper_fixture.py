@@ -50,7 +50,9 @@ def optimism(name: str = "selection") -> Built:
     ]
     rows = [Row(label=label, sweep="components", variant=label) for label in ("plain", "CRM")]
     table = Table(name=name, title="Invented: two checkpoints", columns=columns, rows=rows, figure="gap")
-    cells = {(r.label, column_id(c)): _cell(r, c, 1 + i, 2 * j) for i, r in enumerate(rows) for j, c in enumerate(columns)}
+    cells = {
+        (r.label, column_id(c)): _cell(r, c, 1 + i, 2 * j) for i, r in enumerate(rows) for j, c in enumerate(columns)
+    }
     return Built(table=table, form="tiny", cells=cells)
 
 
@@ -98,7 +100,10 @@ def _cell(row: Row, column: Column, i: int, j: int) -> Cell:
         sd=float(found.std(ddof=1)),
         n=len(found),
         interval=Interval(
-            low=found.mean() - half, high=found.mean() + half, over="new training seeds, this test set", method="t over 3"
+            low=found.mean() - half,
+            high=found.mean() + half,
+            over="new training seeds, this test set",
+            method="t over 3",
         ),
         gain=gain,
         best=i >= 3,

@@ -2,7 +2,8 @@ r"""A table for a paper: booktabs, numbers aligned by siunitx, notes below. pdfL
 
 Every value stands in `\crmcell{TABLE:ROW/COLUMN}{value}`, which prints the value. A document may define it otherwise
 before it inputs a table, as long as what it makes of it still stands in an S column: text in braces beside #2.
-`\crmcite{KEY}`, which prints nothing, names the row of published.csv that a number is from.
+`\crmsd{SD}` prints the deviation. `\crmcite{KEY}`, which prints nothing, names the row of published.csv that a number
+is from.
 """
 
 from collections.abc import Sequence
@@ -13,9 +14,10 @@ from analysis.paper.words import Words, column_groups, keys, notes, row_groups, 
 from analysis.tables import latex_text
 
 PACKAGES = ("booktabs", "graphicx", "siunitx")
-SETTINGS = r"\sisetup{detect-weight=true, detect-inline-weight=math, separate-uncertainty=true}"
+SETTINGS = r"\sisetup{detect-weight=true, detect-inline-weight=math, table-align-text-post=false}"
 MACROS = r"""\providecommand{\crmcell}[2]{#2}
 \providecommand{\crmcite}[1]{}
+\providecommand{\crmsd}[1]{\,$\pm$\,#1}
 % as wide as it is, or as wide as the text allows
 \providecommand{\crmfit}[1]{\sbox0{#1}\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi}"""
 PREAMBLE = "\n".join(
@@ -74,11 +76,9 @@ def _column(built: Built, column: Column, shown: dict[tuple[str, str], Words]) -
         return "c"
     sign = "-" if any(value.startswith("-") for value in values) else ""
     whole = max(len(value.lstrip("-").partition(".")[0]) for value in values)
-    unsure = max((len(_plain(each.sd).replace(".", "").lstrip("0")) or 1 for each in mine if each.sd), default=0)
-    form = f"{sign}{whole}.{column.decimals}" + (f"({unsure})" if unsure else "")
-    after = max((_after(each) for each in mine if not _text(each)), key=len, default="")
+    after = max((_after(each) for each in mine), key=len)
     room = f", table-space-text-post={{{after}}}" if after else ""
-    return f"S[table-format={form}{room}]"
+    return f"S[table-format={sign}{whole}.{column.decimals}{room}]"
 
 
 def _head(built: Built) -> list[str]:
@@ -126,15 +126,14 @@ def _plain(text: str) -> str:
 def _value(each: Words) -> str:
     if _text(each):
         return f"{{{latex_text(each.value)}{_after(each)}}}"
-    sd = f" +- {_plain(each.sd)}" if each.sd else ""
     after = f"{{{_after(each)}}}" if _after(each) else ""
-    return (r"\bfseries " if each.best else "") + _plain(each.value) + sd + after
+    return (r"\bfseries " if each.best else "") + _plain(each.value) + after
 
 
 def _after(each: Words) -> str:
-    """What is raised behind a value."""
+    r"""What stands behind a value: its deviation, which siunitx 3 would set apart by an odd gap, and raised marks."""
     raised = latex_text(each.mark) + (each.tag if each.borrowed else "")
-    return rf"\textsuperscript{{{raised}}}" if raised else ""
+    return (rf"\crmsd{{{each.sd}}}" if each.sd else "") + (rf"\textsuperscript{{{raised}}}" if raised else "")
 
 
 def _gain(each: Words) -> str:

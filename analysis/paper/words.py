@@ -14,7 +14,7 @@ DASH = "—"
 MARKS = {"partial": "†", "stale": "‡", "failed": "§", "running": "¶", "queued": "¶"}
 WAIVED = "*"
 MEANING = {
-    "missing": f"{DASH} not run yet.",
+    "missing": f"{DASH} no number yet.",
     "partial": "† not all seeds are there; their number stands beside the mark.",
     "stale": "‡ stale: something the number rests on has changed since.",
     "failed": "§ a run failed.",
@@ -140,9 +140,15 @@ def notes(built: Built) -> list[str]:
     """How to read it, the table's own notes, what the marks in it mean, and why a cell is not as it should be."""
     every = [cell for _, _, cell in cells(built)]
     said = [_reading(built), *built.notes]
-    said += dict.fromkeys(MEANING[cell.state] for cell in every if cell.state in MEANING and not cell.waived)
+    said += dict.fromkeys(_meaning(row, cell) for row, _, cell in cells(built))
     said += [f"{where}: {why}." for why, where in _reasons(built).items()]
     return [note for note in said if note]
+
+
+def _meaning(row: Row, cell: Cell) -> str:
+    if cell.mean is None and not row.sweep:
+        return "" if cell.published else f"{DASH} not reported there."
+    return "" if cell.waived else MEANING.get(cell.state, "")
 
 
 def sources(built: Built) -> list[tuple[str, str]]:
