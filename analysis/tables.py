@@ -357,8 +357,8 @@ LATEX = {
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", "±": r"$\pm$", "−": "$-$", "×": r"$\times$", "—": "---", "“": "``", "”": "''", "σ": r"$\sigma$",
     "\u00a0": "~", "†": r"\textdagger{}", "‡": r"\textdaggerdbl{}", "§": r"\S{}", "¶": r"\P{}", "≥": r"$\geq$",
-    "≤": r"$\leq$", "≠": r"$\neq$", "→": r"$\to$", "Δ": r"$\Delta$", "λ": r"$\lambda$", "–": "--", "…": r"\dots{}", "·": r"$\cdot$",
-    "‘": "`", "’": "'", "\n": " ", "\t": " ",
+    "≤": r"$\leq$", "≠": r"$\neq$", "→": r"$\to$", "Δ": r"$\Delta$", "λ": r"$\lambda$", "–": "--", "…": r"\dots{}",
+    "·": r"$\cdot$", "\u2018": "`", "\u2019": "'", "\n": " ", "\t": " ",
 }  # fmt: skip
 SET_UP = range(0xA0, 0x180)  # letters beyond ASCII that LaTeX prints without a package
 
@@ -370,7 +370,7 @@ def latex_text(text: str) -> str:
 
 def _printable(letter: str) -> str:
     """The letter, or the name of its place in Unicode where pdfLaTeX would stop at it."""
-    return letter if letter.isascii() and letter.isprintable() or ord(letter) in SET_UP else f"U+{ord(letter):04X}"
+    return letter if (letter.isascii() and letter.isprintable()) or ord(letter) in SET_UP else f"U+{ord(letter):04X}"
 
 
 def latex(table: Shown) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from analysis.figures import BASELINE, INK, MARKERS, OTHERS, PAPER, QUIET, SUBJECT, style
 from analysis.paper.result import Built, Cell, column_id
@@ -42,7 +43,7 @@ def dots(built: Built, width: float) -> Figure | None:
     rows = [row for row in built.table.rows if any(_value(built.cell(row, c)) is not None for c in columns)]
     if not columns:
         return None
-    labels = [textwrap.fill(row.label, 20 if width < NARROW else 26) for row in rows]
+    labels = [_label(row, width) for row in rows]
     lines = sum(max(1.4, label.count("\n") + 1.1) for label in labels)
     with style():
         across = min(PER_ROW[width < NARROW], len(columns))
@@ -83,7 +84,7 @@ def dose(built: Built, width: float) -> Figure | None:
             for number, (group, rows) in enumerate(row_groups(built)):
                 every |= _line(axes, built, group, rows, column, number)
             axes.set_title(_title(column))
-            axes.set_xlabel(_axis(built.table.rows))
+            axes.set_xlabel(_plain(_axis(built.table.rows)))
             if len(every) > 1 and min(every) > 0 and max(every) > 10 * min(every):
                 axes.set_xscale("log")
             axes.set_xticks(sorted(every), [f"{x:g}" for x in sorted(every)])
@@ -102,7 +103,7 @@ def gap(built: Built, width: float) -> Figure | None:
     if not columns:
         return None
     rows = built.table.rows
-    labels = [textwrap.fill(row.label, 20 if width < NARROW else 26) for row in rows]
+    labels = [_label(row, width) for row in rows]
     with style():
         across = min(PER_ROW[width < NARROW], len(sets))
         down = -(-len(sets) // across)
@@ -121,14 +122,14 @@ def gap(built: Built, width: float) -> Figure | None:
                 points = [(mean, place) for mean, place in found if mean is not None]
                 axes.plot(
                     [mean for mean, _ in points], [place for _, place in points], MARKERS[number], color=colour, ms=5,
-                    mfc=PAPER if number == 0 else colour, label=column.label,
+                    mfc=PAPER if number == 0 else colour, label=_plain(column.label),
                 )  # fmt: skip
                 for row, (_, place) in zip(rows, found, strict=True):
                     seeds = _seeds(built.cell(row, column))
                     axes.plot(
                         seeds, [place + 0.22] * len(seeds), MARKERS[number], color=colour, ms=2.2, mfc="none", mew=0.6
                     )
-            axes.set_title(name or built.table.name)
+            axes.set_title(_plain(name or built.table.name))
             axes.grid(axis="y", visible=False)
             axes.margins(x=0.1)
             axes.tick_params(axis="y", labelcolor=INK)
@@ -172,17 +173,18 @@ def _line(axes: Axes, built: Built, group: str, rows: Sequence[Row], column: Col
         if mean is None:
             continue
         if at is None:
-            axes.axhline(mean, color=BASELINE, lw=1, ls=(0, (4, 2)), label=row.label)
+            axes.axhline(mean, color=BASELINE, lw=1, ls=(0, (4, 2)), label=_plain(row.label))
             continue
         points.append((at, mean))
         if cell.interval:
             axes.plot([at, at], [cell.interval.low, cell.interval.high], color=colour, lw=1)
         seeds = _seeds(cell)
-        axes.plot([at] * len(seeds), seeds, marker, color=colour, ms=2.2, mfc="none", mew=0.6)
+        beside = axes.transData + ScaledTranslation(4 / 72, 0, axes.figure.dpi_scale_trans)
+        axes.plot([at] * len(seeds), seeds, marker, color=colour, ms=2.2, mfc="none", mew=0.6, transform=beside)
     points.sort()
     style_ = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1, 1, 1)))[number % 4]
     axes.plot(*zip(*points, strict=True), color=colour, marker=marker, ls=style_, lw=1.4, ms=4, mec=PAPER, mew=0.4,
-              **({"label": group} if group else {})) if points else None  # fmt: skip
+              **({"label": _plain(group)} if group else {})) if points else None  # fmt: skip
     return {at for at, _ in points}
 
 
@@ -198,7 +200,9 @@ def _axis(rows: Sequence[Row]) -> str:
 
 
 def _with_numbers(built: Built) -> list[Column]:
-    return [c for c in built.table.columns if any(built.cell(row, c).mean is not None for row in built.table.rows)]
+    """The columns to draw: those whose gains matter, or all where none does."""
+    known = [c for c in built.table.columns if any(built.cell(row, c).mean is not None for row in built.table.rows)]
+    return [column for column in known if column.gain] or known
 
 
 def _value(cell: Cell) -> float | None:
@@ -211,4 +215,13 @@ def _seeds(cell: Cell) -> list[float]:
 
 
 def _title(column: Column) -> str:
-    return column_id(column)
+    return _plain(column_id(column))
+
+
+def _label(row: Row, width: float) -> str:
+    return _plain(textwrap.fill(row.label, 20 if width < NARROW else 26))
+
+
+def _plain(text: str) -> str:
+    """Without mathematics: a dollar is a dollar."""
+    return text.replace("$", r"\$")

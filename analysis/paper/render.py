@@ -1,4 +1,7 @@
-"""Writes tables: LaTeX, Markdown, HTML and CSV, the figure as PDF, SVG and PNG, and one page of all. Same table, same bytes."""
+"""Writes tables: LaTeX, Markdown, HTML and CSV, the figure as PDF, SVG and PNG, and one page of all.
+
+The same table is the same bytes.
+"""
 
 import csv
 import io

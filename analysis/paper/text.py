@@ -10,7 +10,7 @@ from analysis.paper.words import column_groups, notes, row_groups, sources, stat
 # For terminals that know nothing beyond ASCII.
 ASCII = str.maketrans({
     "—": "-", "–": "-", "−": "-", "─": "-", "±": "+-", "†": "!", "‡": "!!", "§": "!F", "¶": "...", "×": "x",
-    "“": '"', "”": '"', "‘": "'", "’": "'", "\u00a0": " ", "…": "...", "·": ".", "Δ": "d",
+    "“": '"', "”": '"', "\u2018": "'", "\u2019": "'", "\u00a0": " ", "…": "...", "·": ".", "Δ": "d",
 })  # fmt: skip
 
 
@@ -64,9 +64,14 @@ def _line(cells: list[str], widths: list[int]) -> str:
     return "  ".join([cells[0].ljust(widths[0]), *right]).rstrip()
 
 
+def _notes(built: Built) -> list[str]:
+    """The notes, where a terminal has neither bold nor small type."""
+    return [note.replace("Bold: ", "^: ").replace("Small: ", "In brackets: ") for note in notes(built)]
+
+
 def _number(built: Built, row: Row, column: Column) -> str:
     each = words(built, row, column)
-    value = each.value + (f" ± {each.sd}" if each.sd else "")
+    value = ("^" if each.best else "") + each.value + (f" ± {each.sd}" if each.sd else "")
     gain = f" ({each.gain})" if each.gain else ""
     tag = f" ({each.tag})" if each.borrowed else ""
     return value + gain + tag + (f" {each.mark}" if each.mark else "")

@@ -138,7 +138,6 @@ def column_groups(built: Built) -> list[tuple[str, Sequence[Column]]]:
 
 def notes(built: Built) -> list[str]:
     """How to read it, the table's own notes, what the marks in it mean, and why a cell is not as it should be."""
-    every = [cell for _, _, cell in cells(built)]
     said = [_reading(built), *built.notes]
     said += dict.fromkeys(_meaning(row, cell) for row, _, cell in cells(built))
     said += [f"{where}: {why}." for why, where in _reasons(built).items()]
