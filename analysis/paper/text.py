@@ -41,9 +41,8 @@ def text(built: Built, states: bool = False, encoding: str | None = None) -> str
     if any(name for name, _ in groups):
         lines += _headings(groups, widths)
     lines += [_line(head, widths), "─" * (sum(widths) + 2 * (len(widths) - 1)), *(_line(line, widths) for line in body)]
-    lines += (
-        ["", _summary(built)] if states else ["", *notes(built), *(f"({a}) {source}" for a, source in sources(built))]
-    )
+    told = [_summary(built)] if states else [*_notes(built), *(f"({tag}) {source}" for tag, source in sources(built))]
+    lines += ["", *told]
     if built.commands:
         lines += ["", "What is lacking:", *(f"  {command}" for command in built.commands)]
     return _printable("\n".join(lines) + "\n", encoding or sys.stdout.encoding or "ascii")
