@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.figures import inline_svg, written
+from analysis.figures import inline_svg, style, written
 from analysis.paper import figures, web
 from analysis.paper.latex import alone, latex
 from analysis.paper.markdown import markdown
@@ -40,9 +40,12 @@ def write(built: Built, folder: Path, venue: str = "ieee") -> list[Path]:
     for kind, width in _widths(venue).items():
         figure = figures.draw(built, width)
         if figure is not None:
+            with style():
+                figure.set_dpi(220)  # the PNG's, since letters are not as wide at every resolution
+                figure.draw_without_rendering()
+                figure.set_layout_engine("none")  # laid out once for all forms
             forms = written(figure, (".pdf", ".svg", ".png"))
-            stem = f"{name}_figure" + ("_wide" if kind == "wide" else "")
-            files |= {stem + suffix: content for suffix, content in forms.items()}
+            files |= {_stem(name, kind) + suffix: content for suffix, content in forms.items()}
             shown.append((kind, inline_svg(forms[".svg"].decode(), f"{slug(name)}-{kind}")))
     files[f"{name}.html"] = web.page([built], {name: shown}).encode()
     for file, content in files.items():
@@ -51,21 +54,27 @@ def write(built: Built, folder: Path, venue: str = "ieee") -> list[Path]:
 
 
 def index(built: Sequence[Built], folder: Path, costs: Mapping[str, Any] | None = None) -> list[Path]:
-    """Writes index.html with all these tables, and all.tex, which inputs what `write` wrote.
+    """Writes index.html with all these tables and the figures that `write` drew, and all.tex, which inputs its tables.
 
     Args:
         costs: label to hours, or label to several numbers by their names; failed and pruned attempts among them.
     """
     shown = {}
     for one in built:
-        shown[one.table.name] = [
-            (kind, inline_svg(written(figure, (".svg",))[".svg"].decode(), f"{slug(one.table.name)}-{kind}"))
-            for kind, width in _widths("ieee").items()
-            if (figure := figures.draw(one, width)) is not None
+        name = one.table.name
+        files = {kind: folder / f"{_stem(name, kind)}.svg" for kind in ("narrow", "wide")} if one.table.figure else {}
+        shown[name] = [
+            (kind, inline_svg(file.read_text(), f"{slug(name)}-{kind}"))
+            for kind, file in files.items()
+            if file.is_file()
         ]
     write_bytes(folder / "index.html", web.page(built, shown, costs).encode())
     write_bytes(folder / "all.tex", alone([one.table.name for one in built]).encode())
     return [folder / "index.html", folder / "all.tex"]
+
+
+def _stem(name: str, kind: str) -> str:
+    return f"{name}_figure" + ("_wide" if kind == "wide" else "")
 
 
 def _widths(venue: str) -> dict[str, float]:
