@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from analysis import figures, tables
 from analysis.load import Study, read
 from analysis.panels import Panel, as_image, fitted, panels
 from analysis.readings import Reading, readings
+from analysis.spent import costs
 from analysis.tables import HEADLINE, Comparison, Gain, Measure, bracket, describe, measures, percent, signed
 from crm.conditions import CLEAN_TEST
 from crm.corruptions import meaning
@@ -65,6 +66,7 @@ def report(
         "table": {part: tables.shown_ablation(ablations[part], one) for part, (one, _) in parts.items()},
         "robustness": {part: tables.shown_robustness(robustnesses[part], one) for part, (one, _) in parts.items()},
     }
+    shown["table"] = {part: with_chains(table, parts[part][0]) for part, table in shown["table"].items()}
     for stem, frames in (("table", ablations), ("robustness", robustnesses)):
         for suffix, text in tables.written(shown[stem], frames).items():
             write_bytes(folder / f"{stem}{suffix}", text.encode())
@@ -100,6 +102,7 @@ def report(
         conditions=_conditions(study),
         method=_methods(parts),
         runs=provenance(study),
+        costs=_spent(study),
         changes=changes or {},
     )  # fmt: skip
     write_bytes(folder / "index.html", page.encode())
@@ -356,6 +359,48 @@ def provenance(study: Study) -> list[dict[str, str]]:
             "parameters": f"{result['parameters']:,}" if "parameters" in result else "",
         })  # fmt: skip
     return rows
+
+
+def with_chains(shown: tables.Shown, study: Study) -> tables.Shown:
+    """The ablation table with the runs behind each of its numbers."""
+    runs = provenance(study)
+    known = {measure.label: tables.values(study.records, measure) for measure in measures(study.sweep.conditions)}
+    rows = []
+    for label, entries in shown.rows:
+        mine = [run for run in runs if run["variant"] == label]
+        chained = []
+        for head, entry in zip(shown.head, entries, strict=True):
+            values = known[head][label] if head in known else None
+            chain = [] if values is None else [_link(run, values.get(int(run["seed"]))) for run in mine]
+            chained.append(replace(entry, chain=chain))
+        rows.append((label, chained))
+    return replace(shown, rows=rows)
+
+
+def _link(run: Mapping[str, str], value: float | None) -> dict[str, str]:
+    """A run behind a number, and what it says."""
+    said = "" if value is None or math.isnan(value) else f"{value:.6g}"
+    return {
+        "seed": run["seed"],
+        "value": said,
+        **{term: run[term] for term in ("state", "run", "commit", "checkpoint")},
+    }
+
+
+def _spent(study: Study) -> list[dict[str, str]]:
+    """What each variant has cost so far, a row of words each; none where no attempt was recorded."""
+    ids: dict[str, list[str]] = {}
+    for cell in study.cells:
+        ids.setdefault(cell.variant, []).append(cell.id)
+    found = costs(study.runs, ids)
+    if not any(row["attempts"] for row in found.values()):
+        return []
+    units = dict.fromkeys(term for row in found.values() for term in row)
+    words = {
+        variant: {term: f"{row.get(term, 0):.3g}" if term != "attempts" else str(row[term]) for term in units}
+        for variant, row in found.items()
+    }
+    return [{"variant": variant, **row} for variant, row in words.items()]
 
 
 def _manifest_hash(manifest: Any) -> str:

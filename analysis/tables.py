@@ -240,6 +240,7 @@ class Entry:
     interval: str = ""  # third line
     verdict: str = ""
     best: bool = False
+    chain: Sequence[Mapping[str, str]] = ()  # the runs behind it, a row of words each
 
 
 @dataclass(frozen=True)
@@ -389,14 +390,14 @@ def latex(table: Shown) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def html(table: Shown, name: str = "") -> str:
-    """A table element with its notes, escaped, below the name of its group."""
-    return templates().get_template("table.html.j2").render(table=table, name=name)
+def html(table: Shown, name: str = "", ident: str = "1") -> str:
+    """A table element with its notes, escaped, below the name of its group; `ident` sets its ids apart from others'."""
+    return templates().get_template("table.html.j2").render(table=table, name=name, ident=ident)
 
 
 def pages(shown: Mapping[str, Shown]) -> str:
     """The table elements of a sweep's groups, one below the other."""
-    return "\n".join(html(table, name) for name, table in shown.items())
+    return "\n".join(html(table, name, str(place)) for place, (name, table) in enumerate(shown.items(), 1))
 
 
 def csv(table: pd.DataFrame) -> str:

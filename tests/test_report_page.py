@@ -86,3 +86,15 @@ def test_page_shows_something(page, tmp_path, width):
         pixels = np.asarray(shot.convert("L"))
     assert pixels.shape[1] == width
     assert len(np.unique(pixels)) > 20
+
+
+def test_every_number_of_the_table_opens_the_runs_behind_it(page):
+    text = page.read_text()
+    targets = set(re.findall(r'popovertarget="([^"]+)"', text))
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert targets
+    assert targets <= set(ids)
+    assert len(ids) == len(set(ids))
+    first = text.partition('<div popover class="chain"')[2].partition("</div>\n</div>")[0]
+    for word in ("seed", "value", "run", "commit", "checkpoint", "done"):
+        assert f">{word}<" in first
