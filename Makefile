@@ -8,7 +8,7 @@ PIP_ARGS =
 BIN = .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slurm-test check
+.PHONY: help setup demo tables test slurm-test check
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -17,6 +17,10 @@ setup: .venv/.installed ## install everything into .venv (once: minutes, and 7 G
 
 demo: .venv/.installed ## train three small networks, take a modality away, and write a report (minutes, on a laptop)
 	$(BIN)/crm sweep demo --yes --report
+
+tables: .venv/.installed ## write the paper's tables from the records, and fail where one lacks runs (TINY=1: small runs are made first)
+	$(if $(TINY),$(BIN)/crm sweep --for all --tiny --yes --no-track || test $$? -eq 3)
+	$(BIN)/crm tables --final $(if $(TINY),--tiny)
 
 test: .venv/.installed ## run the tests
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile

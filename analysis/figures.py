@@ -4,6 +4,7 @@ Text, rules and paper have colours of their own (INK, QUIET, RULE, PAPER), which
 """
 
 import io
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from functools import partial
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -58,6 +60,14 @@ STYLE = {
     "ytick.major.size": 0,
     "svg.fonttype": "path",  # looks the same everywhere
     "svg.hashsalt": "crm",  # the same figure is the same file
+    "pdf.fonttype": 42,  # TrueType: what publishers accept
+}
+
+# Without what changes from one time to the next.
+METADATA = {
+    ".svg": {"Date": None, "Creator": None},
+    ".png": {"Software": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
 
 
@@ -80,15 +90,31 @@ def markers(sweep: Sweep) -> dict[str, str]:
     return {variant: MARKERS[i % len(MARKERS)] for i, variant in enumerate(sweep.variants)}
 
 
-def written(figure: Figure) -> Mapping[str, bytes]:
-    """The figure as SVG and PNG: file suffix to content, the same bytes each time."""
+def written(figure: Figure, suffixes: Sequence[str] = (".svg", ".png")) -> Mapping[str, bytes]:
+    """The figure as SVG, PNG or PDF: file suffix to content, the same bytes each time."""
     forms = {}
-    for suffix, metadata in ((".svg", {"Date": None, "Creator": None}), (".png", {"Software": None})):
+    for suffix in suffixes:
+        metadata = METADATA[suffix]
         buffer = io.BytesIO()
         with style():
             figure.savefig(buffer, format=suffix[1:], dpi=220, metadata=metadata)
         forms[suffix] = buffer.getvalue()
     return forms
+
+
+def inline_svg(svg: str, name: str) -> Markup:
+    """An SVG as part of a page: its colours of paper and ink follow the page's theme, its ids are its own."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'href="#', f'href="#{name}-', svg).replace("url(#", f"url(#{name}-")
+    # width and height in points would fix its size; the viewBox keeps its shape
+    svg = re.sub(r'<svg([^>]*?) width="[^"]*"', r"<svg\1", svg, count=1)
+    svg = re.sub(r'<svg([^>]*?) height="[^"]*"', r'<svg\1 aria-hidden="true"', svg, count=1)
+    themes = {INK: "ink", QUIET: "quiet", RULE: "rule", PAPER: "paper"}
+    for colour, role in themes.items():
+        svg = svg.replace(colour, f"var(--{role})")
+    return Markup(svg)
 
 
 # ---------------------------------------------------------------------------------------------- robustness curves

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from analysis import figures, tables
 from analysis.load import Study, read
 from analysis.panels import Panel, as_image, fitted, panels
 from analysis.readings import Reading, readings
+from analysis.spent import costs
 from analysis.tables import HEADLINE, Comparison, Gain, Measure, bracket, describe, measures, percent, signed
 from crm.conditions import CLEAN_TEST
 from crm.corruptions import meaning
@@ -65,6 +66,7 @@ def report(
         "table": {part: tables.shown_ablation(ablations[part], one) for part, (one, _) in parts.items()},
         "robustness": {part: tables.shown_robustness(robustnesses[part], one) for part, (one, _) in parts.items()},
     }
+    shown["table"] = {part: with_chains(table, parts[part][0]) for part, table in shown["table"].items()}
     for stem, frames in (("table", ablations), ("robustness", robustnesses)):
         for suffix, text in tables.written(shown[stem], frames).items():
             write_bytes(folder / f"{stem}{suffix}", text.encode())
@@ -100,6 +102,7 @@ def report(
         conditions=_conditions(study),
         method=_methods(parts),
         runs=provenance(study),
+        costs=_spent(study),
         changes=changes or {},
     )  # fmt: skip
     write_bytes(folder / "index.html", page.encode())
@@ -359,6 +362,48 @@ def provenance(study: Study) -> list[dict[str, str]]:
     return rows
 
 
+def with_chains(shown: tables.Shown, study: Study) -> tables.Shown:
+    """The ablation table with the runs behind each of its numbers."""
+    runs = provenance(study)
+    known = {measure.label: tables.values(study.records, measure) for measure in measures(study.sweep.conditions)}
+    rows = []
+    for label, entries in shown.rows:
+        mine = [run for run in runs if run["variant"] == label]
+        chained = []
+        for head, entry in zip(shown.head, entries, strict=True):
+            values = known[head][label] if head in known else None
+            chain = [] if values is None else [_link(run, values.get(int(run["seed"]))) for run in mine]
+            chained.append(replace(entry, chain=chain))
+        rows.append((label, chained))
+    return replace(shown, rows=rows)
+
+
+def _link(run: Mapping[str, str], value: float | None) -> dict[str, str]:
+    """A run behind a number, and what it says."""
+    said = "" if value is None or math.isnan(value) else f"{value:.6g}"
+    return {
+        "seed": run["seed"],
+        "value": said,
+        **{term: run[term] for term in ("state", "run", "commit", "checkpoint")},
+    }
+
+
+def _spent(study: Study) -> list[dict[str, str]]:
+    """What each variant has cost so far, a row of words each; none where no attempt was recorded."""
+    ids: dict[str, list[str]] = {}
+    for cell in study.cells:
+        ids.setdefault(cell.variant, []).append(cell.id)
+    found = costs(study.runs, ids)
+    if not any(row["attempts"] for row in found.values()):
+        return []
+    units = dict.fromkeys(term for row in found.values() for term in row)
+    words = {
+        variant: {term: f"{row.get(term, 0):.3g}" if term != "attempts" else str(row[term]) for term in units}
+        for variant, row in found.items()
+    }
+    return [{"variant": variant, **row} for variant, row in words.items()]
+
+
 def _manifest_hash(manifest: Any) -> str:
     """Twelve hex digits over the manifest of all splits a run used."""
     return sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
@@ -394,23 +439,8 @@ def _drawn(folder: Path, stem: str, drawn: list[Figure | None]) -> list[tuple[st
         forms = figures.written(figure)
         for suffix, content in forms.items():
             write_bytes(folder / f"{name}{suffix}", content)
-        shown.append((kind, inline_svg(forms[".svg"].decode(), name)))
+        shown.append((kind, figures.inline_svg(forms[".svg"].decode(), name)))
     return shown
-
-
-def inline_svg(svg: str, name: str) -> Markup:
-    """An SVG as part of a page: its colours of paper and ink follow the page's theme, its ids are its own."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', svg).replace("url(#", f"url(#{name}-")
-    # width and height in points would fix its size; the viewBox keeps its shape
-    svg = re.sub(r'<svg([^>]*?) width="[^"]*"', r"<svg\1", svg, count=1)
-    svg = re.sub(r'<svg([^>]*?) height="[^"]*"', r'<svg\1 aria-hidden="true"', svg, count=1)
-    themes = {figures.INK: "ink", figures.QUIET: "quiet", figures.RULE: "rule", figures.PAPER: "paper"}
-    for colour, role in themes.items():
-        svg = svg.replace(colour, f"var(--{role})")
-    return Markup(svg)
 
 
 def _web(panel: Panel) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Percent with one decimal in what people read; unrounded in CSV.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,22 +49,27 @@ def templates() -> Environment:
 # ---------------------------------------------------------------------------------------------- words
 
 
-def percent(value: float) -> str:
+def percent(value: float, decimals: int = 1) -> str:
     """One decimal, an em dash where there is no number."""
-    return "—" if math.isnan(value) else f"{value:.1f}".replace("-", "−")
+    return "—" if math.isnan(value) else f"{value:.{decimals}f}".replace("-", "−")
 
 
-def signed(value: float) -> str:
-    """One decimal with its sign, a true minus."""
-    return "—" if math.isnan(value) else f"{value:+.1f}".replace("-", "−").replace("−0.0", "+0.0")
+def signed(value: float, decimals: int = 1) -> str:
+    """One decimal with its sign, a true minus; what rounds to zero has a plus."""
+    if math.isnan(value):
+        return "—"
+    text = f"{value:+.{decimals}f}"
+    return text.replace("-", "−") if float(text) else text.replace("-", "+")
 
 
 def plus_minus(value: Summary) -> str:
     return percent(value.mean) + (f" ± {value.sd:.1f}" if value.n > 1 else "")
 
 
-def bracket(interval: Interval | None) -> str:
-    return f"[{signed(interval.low)},\u00a0{signed(interval.high)}]" if interval else ""  # never broken over two lines
+def bracket(interval: Interval | None, decimals: int = 1) -> str:
+    if interval is None:
+        return ""
+    return f"[{signed(interval.low, decimals)},\u00a0{signed(interval.high, decimals)}]"  # never broken over two lines
 
 
 def describe(condition: Condition) -> str:
@@ -283,6 +289,7 @@ class Entry:
     interval: str = ""  # third line
     verdict: str = ""
     best: bool = False
+    chain: Sequence[Mapping[str, str]] = ()  # the runs behind it, a row of words each
 
 
 @dataclass(frozen=True)
@@ -428,17 +435,31 @@ def _markdown(head: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (clean[0], rule, *clean[1:])]
 
 
+def escaped(text: str) -> str:
+    """`text` as Markdown shows it, whatever is in it."""
+    marked = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", " ".join(text.split()) if "\n" in text else text)
+    return marked.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", "±": r"$\pm$", "−": "$-$", "×": r"$\times$", "—": "---", "“": "``", "”": "''", "σ": r"$\sigma$",
-    "\u00a0": "~",
+    "\u00a0": "~", "†": r"\textdagger{}", "‡": r"\textdaggerdbl{}", "§": r"\S{}", "¶": r"\P{}", "≥": r"$\geq$",
+    "≤": r"$\leq$", "≠": r"$\neq$", "→": r"$\to$", "Δ": r"$\Delta$", "λ": r"$\lambda$", "–": "--", "…": r"\dots{}",
+    "·": r"$\cdot$", "\u2018": "`", "\u2019": "'", "\n": " ", "\t": " ",
 }  # fmt: skip
+SET_UP = range(0xA0, 0x180)  # letters beyond ASCII that LaTeX prints without a package
 
 
 def latex_text(text: str) -> str:
     """`text` as LaTeX prints it, whatever is in it."""
-    return "".join(LATEX.get(letter, letter) for letter in text)
+    return "".join(LATEX.get(letter) or _printable(letter) for letter in text)
+
+
+def _printable(letter: str) -> str:
+    """The letter, or the name of its place in Unicode where pdfLaTeX would stop at it."""
+    return letter if (letter.isascii() and letter.isprintable()) or ord(letter) in SET_UP else f"U+{ord(letter):04X}"
 
 
 def latex(table: Shown) -> str:
@@ -457,14 +478,14 @@ def latex(table: Shown) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def html(table: Shown, name: str = "") -> str:
-    """A table element with its notes, escaped, below the name of its group."""
-    return templates().get_template("table.html.j2").render(table=table, name=name)
+def html(table: Shown, name: str = "", ident: str = "1") -> str:
+    """A table element with its notes, escaped, below the name of its group; `ident` sets its ids apart from others'."""
+    return templates().get_template("table.html.j2").render(table=table, name=name, ident=ident)
 
 
 def pages(shown: Mapping[str, Shown]) -> str:
     """The table elements of a sweep's groups, one below the other."""
-    return "\n".join(html(table, name) for name, table in shown.items())
+    return "\n".join(html(table, name, str(place)) for place, (name, table) in enumerate(shown.items(), 1))
 
 
 def csv(table: pd.DataFrame) -> str:

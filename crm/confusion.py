@@ -8,6 +8,7 @@ import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from crm.config import SCHEMA
 from crm.data.specs import DATASETS
 from crm.names import chosen
 from crm.records import write_bytes
+
+SUMS = "sums.jsonl"  # beside evaluations, see crm.sums
 
 
 def confusion_matrix(label: np.ndarray, prediction: np.ndarray, num_classes: int, ignore_index: int) -> np.ndarray:
@@ -176,6 +179,34 @@ def save_evaluation(path: Path, evaluation: Evaluation) -> None:
             arrays[name] = array
     np.savez_compressed(buffer, meta=np.array(json.dumps({"schema": SCHEMA, **evaluation.meta})), **arrays)
     write_bytes(path, buffer.getvalue())
+    _note(path, evaluation, buffer.getvalue())
+
+
+def summed(evaluation: Evaluation, content: bytes | None = None) -> dict[str, Any]:
+    """The line of an evaluation; with the hash of its file where that is given."""
+    night = evaluation.night.astype(bool)
+    names = sha256("\n".join(str(name) for name in evaluation.names).encode()).hexdigest()[:16]
+    return {
+        "condition": evaluation.meta["condition"],
+        "sha256": sha256(content).hexdigest() if content is not None else "",
+        "bytes": len(content) if content is not None else 0,
+        "images": len(evaluation.names),
+        "at_night": int(night.sum()),
+        "names": names,
+        "meta": evaluation.meta,
+        "whole": evaluation.confusion.sum(axis=0, dtype=np.int64).tolist(),
+        "night": evaluation.confusion[night].sum(axis=0, dtype=np.int64).tolist(),
+    }
+
+
+def _note(path: Path, evaluation: Evaluation, content: bytes) -> None:
+    """A line about an evaluation that has just been written to `path`. A torn line before it is ended first."""
+    line = json.dumps(summed(evaluation, content)).encode() + b"\n"
+    with (path.parent / SUMS).open("ab+") as file:
+        if file.seek(0, 2):
+            file.seek(-1, 2)
+            line = b"\n" * (file.read(1) != b"\n") + line
+        file.write(line)
 
 
 def load_evaluation(path: Path, predictions: bool = False) -> Evaluation:

@@ -22,7 +22,7 @@ BEGIN = "crm.train"
 # trained. What config.py holds is recorded as values, and a default that moved is a reason of its own.
 APART = (
     "records", "provenance", "fingerprint", "stale", "failures", "config", "machine", "names", "faults", "cluster",
-    "cli", "calibration",
+    "cli", "calibration", "sums",
 )  # fmt: skip
 FILE = "code.json"
 IMPORT = "import of "

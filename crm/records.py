@@ -15,6 +15,7 @@
               diagnosis.json     what `crm diagnose` found last
               mirror.json        what `crm.mirror` has sent to MLflow
               evals/<selection>/<condition>.npz   per-image confusion matrices; its existence means: evaluated
+              evals/<selection>/sums.jsonl        the same summed over images, for tables (`crm.sums`)
               evals/<selection>/unfinished/       evidence of evaluations that are being computed (`crm.unfinished`)
 
 Torch-free; numpy is loaded only by whoever reads confusion matrices.

@@ -51,11 +51,19 @@ def browse(page: Path, profile: Path, width: int, *wanted: str) -> str:
 
 
 def test_page_asks_nobody_for_anything(page):
-    text = page.read_text()
-    sources = re.findall(r'(?:src|href|srcset|action|data)\s*=\s*"([^"]*)"', text) + re.findall(r"url\(([^)]*)\)", text)
+    assert_asks_nobody(page.read_text())
+
+
+def assert_asks_nobody(text: str) -> None:
+    """The page loads nothing from elsewhere, its policy forbids it, and its only script is the one that sorts."""
+    sources = re.findall(r'[\s:](?:src|href|srcset|action|data)\s*=\s*"([^"]*)"', text) + re.findall(
+        r"url\(([^)]*)\)", text
+    )
     assert sources
     assert [source for source in sources if not source.startswith(("data:", "#"))] == []
-    assert "<script" not in text
+    assert text.count("<script") == 1
+    assert "fetch(" not in text and "XMLHttpRequest" not in text
+    assert "default-src 'none'" in text
     assert "@import" not in text
 
 
@@ -78,3 +86,15 @@ def test_page_shows_something(page, tmp_path, width):
         pixels = np.asarray(shot.convert("L"))
     assert pixels.shape[1] == width
     assert len(np.unique(pixels)) > 20
+
+
+def test_every_number_of_the_table_opens_the_runs_behind_it(page):
+    text = page.read_text()
+    targets = set(re.findall(r'popovertarget="([^"]+)"', text))
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert targets
+    assert targets <= set(ids)
+    assert len(ids) == len(set(ids))
+    first = text.partition('<div popover class="chain"')[2].partition("</div>\n</div>")[0]
+    for word in ("seed", "value", "run", "commit", "checkpoint", "done"):
+        assert f">{word}<" in first

@@ -83,6 +83,11 @@ class Cell:
         """Whether its number may stand in a paper without a mark."""
         return self.state in ("fresh", "published only")
 
+    @property
+    def lacking(self) -> bool:
+        """Whether it stops a table from being final: it wants runs, and they are not all there and fresh."""
+        return bool(self.wanted) and not self.usable
+
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
@@ -93,6 +98,7 @@ class Built:
     cells: Mapping[tuple[str, str], Cell]  # (row id, column id): see `row_id`, `column_id`
     notes: Sequence[str] = ()  # the spec's own, and what the statistics have to say
     commands: Sequence[str] = ()  # that would fill what is lacking
+    work: Sequence[Any] = ()  # the same as data: analysis.paper.lacking.Work
 
     def cell(self, row: Row, column: Column) -> Cell:
         return self.cells[row_id(row), column_id(column)]

@@ -23,6 +23,7 @@ from crm.cli import (
     runs,
     status,
     sweeps,
+    tables,
     weights,
 )
 from crm.cluster.folder import Busy
@@ -66,6 +67,7 @@ weights.add_to(app)
 logs.add_to(app)
 clean.add_to(app)
 claims.add_to(app)
+tables.add_to(app)
 
 
 def main() -> None:

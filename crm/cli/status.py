@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from crm.cli import options
-from crm.cli.options import Base, Json, OfBase, Runs, Seeds, Set, SweepName, Tiny, Without
+from crm.cli.options import Base, Json, OfBase, Runs, Seeds, Set, Tiny, Without
 from crm.cli.started import cells_of
+from crm.cli.tables import status_of_tables
 from crm.sweep import Cell, Sweep
 
 EVERY = 5.0  # seconds between looks of --watch
@@ -42,7 +43,8 @@ class Line:
 
 
 def status(
-    name: SweepName,
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="A sweep, as in `crm list sweeps`.")] = "",
+    of_table: Annotated[str, typer.Option("--table", metavar="T", help="The paper's table T, or all of them.")] = "",
     sets: Set = None,
     seeds: Seeds = "",
     base: Base = "",
@@ -55,6 +57,11 @@ def status(
 ) -> None:
     """How a sweep stands: every cell's state, progress and score, and why those that failed did. Touches nothing."""
     folder = options.runs_folder(runs)
+    if bool(of_table) == bool(name):
+        raise ValueError("crm status takes a sweep, or --table T for one of the paper's tables (all: every one)")
+    if of_table:
+        status_of_tables(of_table, tiny, folder, json)
+        return
     name, found, cells, _ = cells_of(name, sets, seeds, base, recipe, tiny, folder, without)
     if watch and not json:
         _watch(name, found, cells, folder)

@@ -4,11 +4,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from crm.cli import afterwards, options
+from crm.cli.evaluate import evaluate
+from crm.cli.filling import fill
 from crm.cli.local import detach, mirror_once, places, run_cells, then
 from crm.cli.options import (
     Base,
@@ -34,6 +36,9 @@ from crm.cli.started import submit_sweep, with_queue
 from crm.machine import Machine, home, initial_file
 from crm.sweep import Cell, Sweep, only
 
+if TYPE_CHECKING:
+    from analysis.paper.lacking import Work
+
 CLUSTERS = ("inline", "local", "slurm")
 
 
@@ -43,7 +48,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def sweep(
-    name: SweepName,
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="A sweep, as in `crm list sweeps`.")] = "",
+    for_table: Annotated[
+        str, typer.Option("--for", metavar="T", help="Exactly what the paper's table T lacks, or all of them.")
+    ] = "",
     sets: Set = None,
     from_scratch: FromScratch = False,
     seeds: Seeds = "",
@@ -86,6 +94,35 @@ def sweep(
     from crm.names import chosen
     from crm.stale import supersede
 
+    if bool(for_table) == bool(name):
+        raise ValueError(
+            "crm sweep takes a sweep, or --for T for what one of the paper's tables lacks (all: every one)"
+        )
+    if for_table:
+        alone = {"--set": sets, "--from-scratch": from_scratch, "--seeds": seeds, "--base": base, "--recipe": recipe,
+                 "--without": without, "--only": chosen_cells, "--detach": detached, "--report": report}  # fmt: skip
+        if given := [option for option, value in alone.items() if value]:
+            raise ValueError(f"--for says itself what is run; leave out {', '.join(given)}")
+        same = {"runs": runs, "data": data, "cluster": cluster, "resources": resources, "workers": workers,
+                "device": device, "threads": threads, "json": json}  # fmt: skip
+        own = {"max_gpu_hours": max_gpu_hours, "held": held, "smoke": smoke, "gpus": gpus, "per_gpu": per_gpu,
+               "loader_workers": loader_workers, "cache": cache, "how": how, "dry_run": dry_run, "track": track,
+               "yes": yes}  # fmt: skip
+
+        def start(work: "Work") -> None:
+            if work.rerun and work.rerun != rerun:
+                typer.echo(f"not trained anew without --rerun {work.rerun}", err=True)
+            elif not work.selection:
+                sweep(
+                    f"{work.sweep}+{work.suite}", chosen_cells=list(work.only) or None, rerun=work.rerun, **same, **own
+                )
+            elif dry_run:
+                typer.echo("evaluates the runs that are trained by then")
+            else:
+                evaluate(work.sweep, suite_name=work.suite, selection=work.selection, **same)
+
+        fill(for_table, tiny, options.runs_folder(runs), start, cluster == "slurm" or dry_run, json)
+        return
     name, found = options.find_sweep(name, seeds, base, recipe, tiny, without)
     sets = options.scratch(sets, from_scratch)
     chosen("cluster", cluster, dict.fromkeys(CLUSTERS))

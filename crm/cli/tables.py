@@ -1,0 +1,165 @@
+"""The paper's tables: regenerated from records, cell by cell, and what they lack."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from crm.cli import options
+from crm.cli.options import Json, Runs
+from crm.machine import home
+from crm.names import chosen
+
+if TYPE_CHECKING:
+    from analysis.paper.result import Built, Cell
+
+AllTiny = Annotated[bool, typer.Option("--tiny", help="From the tiny forms of the sweeps.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    for command in (tables, cell):
+        app.command()(command)
+
+
+def tables(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Tables. [default: all]")] = None,
+    final: Annotated[
+        bool, typer.Option("--final", help="Fail where a cell is missing, partial, stale or failed; say what fills it.")
+    ] = False,
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="With --final: mark such cells instead.")
+    ] = False,
+    small: AllTiny = False,
+    runs: Runs = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder. [default: reports/tables]")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read evaluations whole, to see whether one was edited since.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Writes the paper's tables from the records, each with its ledger, and says how their cells stand."""
+    from analysis.paper import ledger
+
+    place = out or home() / "reports" / ("tables-tiny" if small else "tables")
+    built = built_tables(names, small, options.runs_folder(runs), check)
+    for one in built:
+        ledger.write(one, place / one.table.name)
+        render(one, place / one.table.name)
+    index(built, place)
+    lacking = {one.table.name: [cell for cell in one.cells.values() if cell.lacking] for one in built}
+    commands = list(dict.fromkeys(command for one in built for command in one.commands))
+    if json:
+        options.echo_json({
+            "out": str(place), "commands": commands,
+            "tables": {one.table.name: [ledger.entry(cell) for cell in one.cells.values()] for one in built},
+        })  # fmt: skip
+    else:
+        typer.echo(options.table([_counts(one) for one in built], ["table", "cells", "states"]))
+        typer.echo(f"\nwritten to {place}")
+    if not final or not any(lacking.values()):
+        return
+    count = sum(map(len, lacking.values()))
+    if not json:
+        typer.echo(f"\n{count} cells lack runs that count. What fills them (crm sweep --for all does the first kind):")
+        typer.echo("\n".join(f"  {command}" for command in commands) or "  nothing: what is on its way will")
+    if not allow_partial:
+        if not json:
+            _told(lacking)
+        raise typer.Exit(1)
+
+
+def cell(
+    address: Annotated[str, typer.Argument(metavar="TABLE:ROW/COLUMN", help="As in 'main: Swin-T: CRM/MF: mIoU'.")],
+    small: AllTiny = False,
+    runs: Runs = None,
+    check: Annotated[bool, typer.Option("--check", help="Read evaluations whole.")] = False,
+    json: Json = False,
+) -> None:
+    """One cell with everything its number rests on: runs, code, data, checkpoints, jobs, down to the log."""
+    from analysis.paper import ledger
+    from analysis.paper.contents import tables as contents
+
+    name, rest = ledger.table_of(address, contents(small))
+    built = built_tables([name], small, options.runs_folder(runs), check)[0]
+    found = ledger.find(built, rest.strip())
+    if json:
+        options.echo_json(ledger.entry(found))
+    else:
+        typer.echo(ledger.chain_text(built, found))
+
+
+def built_tables(names: Sequence[str] | None, small: bool, runs: Path, check: bool = False) -> "list[Built]":
+    """The tables of these names, all if none is named; ValueError names those that there are."""
+    from analysis.paper.cells import build_all
+    from analysis.paper.contents import tables as contents
+
+    known = contents(small)
+    asked = [chosen("table", name, known) for name in names] if names else [*known.values()]
+    return build_all(asked, runs, "tiny" if small else "", home() / "cache" / "statistics", check)
+
+
+def states_text(built: "Built") -> str:
+    """The table with states in the place of numbers, then the reasons."""
+    from analysis.paper import ledger
+    from analysis.paper.result import column_id, row_id
+
+    header = ["row", *map(column_id, built.table.columns)]
+    rows = [
+        [row_id(row), *(ledger.told(built.cell(row, column)).partition(":")[0] for column in built.table.columns)]
+        for row in built.table.rows
+    ]
+    reasons: dict[str, list[Cell]] = {}
+    for found in built.cells.values():
+        if found.reason and found.wanted:
+            reasons.setdefault(f"{found.state}: {found.reason}", []).append(found)
+    said = [f"{why} ({_some(cells)})" for why, cells in reasons.items()]
+    left_out = dict.fromkeys(one.reason for one in built.cells.values() if one.reason and not one.wanted)
+    said += [f"not wanted: {why}" for why in left_out]
+    return "\n".join(
+        [f"{built.table.name}: {built.table.title}", "", options.table(rows, header), "", _summary(built), *said]
+    )
+
+
+def status_of_tables(name: str, small: bool, runs: Path, json: bool) -> None:
+    """What `crm status --table` prints."""
+    from analysis.paper import ledger
+
+    built = built_tables(None if name == "all" else [name], small, runs)
+    if json:
+        found = {one.table.name: [ledger.entry(cell) for cell in one.cells.values()] for one in built}
+        options.echo_json(found)
+    else:
+        typer.echo("\n\n".join(map(states_text, built)))
+
+
+def render(built: "Built", folder: Path) -> None:
+    """Every rendering of one table."""
+
+
+def index(built: "Sequence[Built]", folder: Path) -> None:
+    """The page of all tables."""
+
+
+def _counts(built: "Built") -> list[str]:
+    return [built.table.name, str(len(built.cells)), _summary(built)]
+
+
+def _summary(built: "Built") -> str:
+    states = [cell.state if cell.wanted or cell.state != "missing" else "not wanted" for cell in built.cells.values()]
+    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+
+
+def _some(cells: "Sequence[Cell]") -> str:
+    names = [f"{cell.row}/{cell.column}" for cell in cells]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _told(lacking: dict[str, Any]) -> None:
+    """The first few cells of every table, on stderr, for a log of continuous integration."""
+    for name, cells in lacking.items():
+        for one in cells[:5]:
+            why = f": {one.reason}" if one.reason else ""
+            typer.echo(f"crm: {name}: {one.row}/{one.column} is {one.state}{why}", err=True)
+        if len(cells) > 5:
+            typer.echo(f"crm: {name}: and {len(cells) - 5} more", err=True)
