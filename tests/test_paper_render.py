@@ -180,7 +180,7 @@ def test_a_figure_is_as_wide_as_the_venue_says_and_in_small_type():
 
 
 def test_an_unknown_kind_of_figure_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"'pie'.*dots, dose, gap"):
+    with pytest.raises(ValueError, match=r"'pie'.*dots, dose, optimism"):
         figures.draw(invented(figure="pie"), 3.5)
 
 

@@ -96,7 +96,7 @@ def dose(built: Built, width: float) -> Figure | None:
     return figure
 
 
-def gap(built: Built, width: float) -> Figure | None:
+def optimism(built: Built, width: float) -> Figure | None:
     """What choosing the checkpoint by the test split adds: the same runs at every selection, a panel per data set."""
     columns = _with_numbers(built)
     sets = list(dict.fromkeys(column.group for column in columns))
@@ -143,7 +143,7 @@ def gap(built: Built, width: float) -> Figure | None:
     return figure
 
 
-FIGURES: dict[str, Callable[[Built, float], Figure | None]] = {"dots": dots, "dose": dose, "gap": gap}
+FIGURES: dict[str, Callable[[Built, float], Figure | None]] = {"dots": dots, "dose": dose, "optimism": optimism}
 
 
 def _dot(axes: Axes, cell: Cell, place: float, reference: bool) -> None:
