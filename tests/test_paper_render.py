@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from analysis.paper import figures, web
-from analysis.paper.latex import latex
+from analysis.paper.contents import tables
+from analysis.paper.latex import alone, latex
 from analysis.paper.markdown import markdown
 from analysis.paper.render import index, numbers, write
 from analysis.paper.result import column_id, row_id
 from analysis.paper.text import text
 from analysis.paper.words import notes, state, tags, words
-from tests.paper_fixture import HOSTILE, doses, invented, optimism
+from tests.paper_fixture import HOSTILE, doses, filled, invented, optimism
 
 ROOT = Path(__file__).parents[1]
 EVERY = (invented, doses, optimism)
@@ -180,7 +181,7 @@ def test_a_figure_is_as_wide_as_the_venue_says_and_in_small_type():
 
 
 def test_an_unknown_kind_of_figure_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"'pie'.*dots, dose, gap"):
+    with pytest.raises(ValueError, match=r"'pie'.*dots, dose, optimism"):
         figures.draw(invented(figure="pie"), 3.5)
 
 
@@ -190,7 +191,7 @@ AGAIN = """
 import sys
 from pathlib import Path
 from analysis.paper.render import index, write
-from tests.paper_fixture import doses, invented, optimism
+from tests.paper_fixture import doses, filled, invented, optimism
 built = [invented(), doses(), optimism()]
 for one in built:
     write(one, Path(sys.argv[1]))
@@ -259,3 +260,18 @@ def test_a_document_may_give_the_cells_a_meaning_of_its_own(tex, folder, tmp_pat
     document = (folder / "main_alone.tex").read_text().replace(r"\begin{document}", own + "\n\\begin{document}")
     (tmp_path / "own.tex").write_text(document)
     assert "main:Swin-T: CRM/MF: mIoU" in compiled(tex, tmp_path / "own.tex", tmp_path).replace("\n", " ")
+
+
+@pytest.mark.slow
+def test_every_table_of_the_paper_compiles(tex, tmp_path):
+    built = [filled(table) for table in tables().values()]
+    for one in built:
+        (tmp_path / f"{one.table.name}.tex").write_text(latex(one))
+    (tmp_path / "all.tex").write_text(alone([one.table.name for one in built]))
+    words_ = compiled(tex, tmp_path / "all.tex", tmp_path)
+    assert "Swin-B" in words_
+
+
+@pytest.mark.parametrize("name", list(tables()))
+def test_every_figure_that_a_table_asks_for_is_known(name):
+    assert tables()[name].figure in ("", *figures.FIGURES)

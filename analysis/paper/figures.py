@@ -20,7 +20,6 @@ from analysis.paper.words import row_groups
 
 # Inches: of a column, and of the text across all columns.
 WIDTHS = {"ieee": (3.5, 7.16), "cvpr": (3.25, 6.875), "neurips": (5.5, 5.5)}
-PER_ROW = {True: 1, False: 3}  # panels beside each other, by whether the figure is narrow
 NARROW = 4.5  # inches; a figure below that is narrow
 
 
@@ -46,8 +45,7 @@ def dots(built: Built, width: float) -> Figure | None:
     labels = [_label(row, width) for row in rows]
     lines = sum(max(1.4, label.count("\n") + 1.1) for label in labels)
     with style():
-        across = min(PER_ROW[width < NARROW], len(columns))
-        down = -(-len(columns) // across)
+        across, down = _shape(len(columns), width)
         figure = Figure(figsize=(width, (0.55 + 0.155 * lines) * down), layout="constrained")
         grid = np.ravel(figure.subplots(down, across, sharey=True, squeeze=False))
         first = [row for _, members in row_groups(built) for row in members[:1] if row.sweep]
@@ -75,9 +73,8 @@ def dose(built: Built, width: float) -> Figure | None:
     if not columns:
         return None
     with style():
-        across = min(PER_ROW[width < NARROW], len(columns))
-        down = -(-len(columns) // across)
-        figure = Figure(figsize=(width, 1.9 * down), layout="constrained")
+        across, down = _shape(len(columns), width)
+        figure = Figure(figsize=(width, (1.6 if across > 1 else 1.5) * down + 0.3), layout="constrained")
         grid = np.ravel(figure.subplots(down, across, squeeze=False))
         for axes, column in zip(grid, columns, strict=False):
             every: set[float] = set()
@@ -89,14 +86,16 @@ def dose(built: Built, width: float) -> Figure | None:
                 axes.set_xscale("log")
             axes.set_xticks(sorted(every), [f"{x:g}" for x in sorted(every)])
             axes.minorticks_off()
-            if axes.get_legend_handles_labels()[0]:
-                axes.legend(frameon=False, fontsize=7)
         for axes in grid[len(columns) :]:
             axes.set_axis_off()
+        signs = {label: sign for axes in grid for sign, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        if signs:
+            place = {"loc": "outside lower center", "ncols": 1 if width < NARROW else 3}
+            figure.legend(signs.values(), signs.keys(), frameon=False, fontsize=7, **place)
     return figure
 
 
-def gap(built: Built, width: float) -> Figure | None:
+def optimism(built: Built, width: float) -> Figure | None:
     """What choosing the checkpoint by the test split adds: the same runs at every selection, a panel per data set."""
     columns = _with_numbers(built)
     sets = list(dict.fromkeys(column.group for column in columns))
@@ -105,8 +104,7 @@ def gap(built: Built, width: float) -> Figure | None:
     rows = built.table.rows
     labels = [_label(row, width) for row in rows]
     with style():
-        across = min(PER_ROW[width < NARROW], len(sets))
-        down = -(-len(sets) // across)
+        across, down = _shape(len(sets), width)
         height = 0.75 + 0.3 * len(rows)
         figure = Figure(figsize=(width, height * down + 0.2), layout="constrained")
         grid = np.ravel(figure.subplots(down, across, sharey=True, squeeze=False))
@@ -143,7 +141,13 @@ def gap(built: Built, width: float) -> Figure | None:
     return figure
 
 
-FIGURES: dict[str, Callable[[Built, float], Figure | None]] = {"dots": dots, "dose": dose, "gap": gap}
+def _shape(panels: int, width: float) -> tuple[int, int]:
+    """How many panels stand beside and below each other."""
+    across = 1 if width < NARROW else 2 if panels == 4 else min(3, panels)
+    return across, -(-panels // across)
+
+
+FIGURES: dict[str, Callable[[Built, float], Figure | None]] = {"dots": dots, "dose": dose, "optimism": optimism}
 
 
 def _dot(axes: Axes, cell: Cell, place: float, reference: bool) -> None:

@@ -1,5 +1,6 @@
 // Tables sort by the column whose heading is pressed, within the groups of their rows. Without this all stays readable.
 for (const table of document.querySelectorAll("table")) {
+  if (table.closest(".chain")) continue // a few runs
   const heads = table.tHead ? [...table.tHead.rows[table.tHead.rows.length - 1].cells] : []
   const key = (row, place) => {
     const cell = row.cells[place]
