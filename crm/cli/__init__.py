@@ -14,6 +14,7 @@ from crm.cli import (
     cluster,
     data,
     diagnose,
+    diff,
     evaluate,
     inspect,
     logs,
@@ -23,6 +24,7 @@ from crm.cli import (
     status,
     sweeps,
     weights,
+    why,
 )
 from crm.cluster.folder import Busy
 from crm.cluster.slurm import Unreachable
@@ -64,6 +66,8 @@ diagnose.add_to(app)
 weights.add_to(app)
 logs.add_to(app)
 clean.add_to(app)
+why.add_to(app)
+diff.add_to(app)
 
 
 def main() -> None:
