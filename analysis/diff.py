@@ -44,12 +44,15 @@ def compare(a: Side, b: Side) -> dict[str, Any]:
     one, other = pairs[min(pairs)]
     made = [read_json(folder / "provenance.json") or {} for folder in (one, other)]
     settings = [(read_json(folder / "config.json") or {}).get("config", {}) for folder in (one, other)]
+    changed = differences(*settings)
+    if len(pairs) > 1:
+        changed.pop("seed", None)
+    places = [environment(folder, each) for folder, each in zip((one, other), made, strict=True)]
     return {
-        "a": a.label, "b": b.label, "seeds": sorted(pairs),
-        "configuration": {path: both for path, both in differences(*settings).items() if path != "seed" or len(pairs) == 1},
+        "a": a.label, "b": b.label, "seeds": sorted(pairs), "configuration": changed,
         "code": code((one, other), made, (a.selection, b.selection)),
         "data": data((one, other), made, (a.selection, b.selection)),
-        "environment": differences(*(environment(folder, each) for folder, each in zip((one, other), made, strict=True))),
+        "environment": differences(*places),
         "cost": {what: [cost(a, what), cost(b, what)] for what in COSTS},
         **scores(a, b, pairs),
     }  # fmt: skip

@@ -18,6 +18,7 @@ from crm.cli import (
     evaluate,
     inspect,
     logs,
+    pack,
     plan,
     predict,
     runs,
@@ -68,6 +69,7 @@ logs.add_to(app)
 clean.add_to(app)
 why.add_to(app)
 diff.add_to(app)
+pack.add_to(app)
 
 
 def main() -> None:
