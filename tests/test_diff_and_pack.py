@@ -196,9 +196,14 @@ def test_a_capsule_has_the_records_and_no_checkpoints_and_the_same_bytes_each_ti
 
 BLOCKED = """
 import sys
-for name in ("torch", "torchvision", "timm", "mlflow", "optuna", "submitit"):
-    sys.modules[name] = None
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "timm", "mlflow", "optuna", "submitit"):
+            raise ModuleNotFoundError(f"no module named {name} on this laptop", name=name)
+sys.meta_path.insert(0, Absent())
 from crm.cli import main
+import crm.records
+assert crm.records.__file__.startswith(sys.argv.pop(1)), crm.records.__file__
 main()
 """
 
@@ -208,7 +213,7 @@ def test_a_capsule_renders_without_torch(home, tmp_path, me):
     folder = unpacked(packed(home, tmp_path, "--anonymous"))
     environment = {**os.environ, "PYTHONPATH": str(folder / "code"), "CRM_HOME": str(folder), "HOME": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-c", BLOCKED, "report", NAME, "--runs", str(folder / "runs"), "--json"],
+        [sys.executable, "-c", BLOCKED, str(folder / "code"), "report", NAME, "--runs", str(folder / "runs"), "--json"],
         cwd=folder / "code", env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

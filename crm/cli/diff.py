@@ -1,7 +1,7 @@
 """crm diff: what two runs, variants or tables differ in."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -9,9 +9,6 @@ from crm.cli import options
 from crm.cli.options import Json, Runs
 from crm.cli.started import cells_of
 from crm.sweep import only
-
-if TYPE_CHECKING:
-    from analysis.diff import Side
 
 SHOWN = 12  # parts of code that are named in text
 A_SIDE = "A run id or its first digits, SWEEP:ROW, SWEEP:ROW/SEED, or a ledger file or a folder of ledgers."
@@ -43,8 +40,8 @@ def diff(
     options.echo_json(found) if json else typer.echo(text(found))
 
 
-def side_of(runs: Path, target: str) -> "Side":
-    """The trained runs that a target means; ValueError where none is."""
+def side_of(runs: Path, target: str) -> Any:
+    """The trained runs that a target means, as an analysis.diff.Side; ValueError where none is."""
     from analysis.diff import Side
     from crm.cli.runs import find_run
     from crm.records import read_config
