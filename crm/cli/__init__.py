@@ -15,9 +15,11 @@ from crm.cli import (
     cluster,
     data,
     diagnose,
+    diff,
     evaluate,
     inspect,
     logs,
+    pack,
     plan,
     predict,
     runs,
@@ -25,6 +27,7 @@ from crm.cli import (
     sweeps,
     tables,
     weights,
+    why,
 )
 from crm.cluster.folder import Busy
 from crm.cluster.slurm import Unreachable
@@ -68,6 +71,9 @@ logs.add_to(app)
 clean.add_to(app)
 claims.add_to(app)
 tables.add_to(app)
+why.add_to(app)
+diff.add_to(app)
+pack.add_to(app)
 
 
 def main() -> None:
