@@ -3,8 +3,8 @@
     python -m benchmarks.step [--rounds 3] [--precision fp32|bf16] [--recompute] [--part step|evaluation] [--json FILE]
 
 The published Swin-T network with random weights on synthetic scenes: batch 2, 256 x 320 pixels, complementary masks 0.5
-of patch 32, 12,544 points; evaluation of one image of 480 x 640. Stochastic depth is off, so that the losses of both can
-be compared. `benchmarks.released` is the other side, always in float32. Both run in one process in turns; the median
+of patch 32, 12,544 points; evaluation of one image of 480 x 640. Stochastic depth is off, so that losses can be
+compared. `benchmarks.released` is the other side, always in float32. Both run in one process in turns; the median
 counts. Processor seconds stand beside wall seconds: where others use the machine, those are the ones to compare.
 The ceiling is what one large matrix product achieves at the same moment.
 """
@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -283,8 +284,6 @@ def table(about: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
 
 
 def _version(name: str) -> str:
-    from importlib.metadata import version  # noqa: PLC0415
-
     return version(name)
 
 

@@ -35,7 +35,7 @@ def by_grid_sample(value, offsets, weights, sizes=SIZES):
     return found.sum((3, 4)).view(b, heads, channels, -1).permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("spread", [0.0, 1.0, 30.0])
+@pytest.mark.parametrize("spread", [0.1, 1.0, 30.0])
 def test_sampling_and_its_gradients_equal_grid_sample(spread):
     given = inputs(spread)
     ours, theirs = deformable_sample(*given, SIZES), by_grid_sample(*given)
@@ -46,7 +46,7 @@ def test_sampling_and_its_gradients_equal_grid_sample(spread):
 
 
 def test_the_backward_pass_agrees_with_finite_differences():
-    sizes = ((1, 2), (2, 2), (3, 2))
+    sizes = ((1, 1), (1, 2), (2, 1))
     assert torch.autograd.gradcheck(lambda *given: deformable_sample(*given, sizes), inputs(1.0, sizes))
 
 
