@@ -1,6 +1,6 @@
 """What a training step and an evaluation cost, ours beside an as-released arrangement of the same network.
 
-    python -m benchmarks.step [--rounds 3] [--precision fp32|bf16] [--recompute] [--part step|evaluation] [--json FILE]
+    python -m benchmarks.step [--rounds 3] [--precision fp32|bf16] [--recompute] [--batch 2] [--part step|evaluation] [--json FILE]
 
 The published Swin-T network with random weights on synthetic scenes: batch 2, 256 x 320 pixels, complementary masks 0.5
 of patch 32, 12,544 points; evaluation of one image of 480 x 640. Stochastic depth is off, so that losses can be
@@ -53,6 +53,7 @@ PARTS = {SwinBranch: "backbones", PixelDecoder: "pixel decoder", QueryDecoder: "
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=CONFIG.batch)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of our side")
     parser.add_argument("--recompute", action="store_true", help="our side recomputes activations: less memory")
     parser.add_argument("--head-passes", choices=("batched", "streamed"), default="batched", help="of our side")
@@ -69,7 +70,7 @@ def main() -> None:
     }
     about = {
         "cpu": cpu(), "cores": cores(), "threads": given.threads, "precision": given.precision,
-        "recompute": given.recompute, "head_passes": given.head_passes, "rounds": given.rounds,
+        "recompute": given.recompute, "head_passes": given.head_passes, "rounds": given.rounds, "batch": given.batch,
         "load": [round(load, 1) for load in (before, os.getloadavg()[0])],
         "date": datetime.now(UTC).date().isoformat(), "versions": {name: _version(name) for name in PACKAGES},
     }  # fmt: skip
@@ -99,11 +100,12 @@ class Clock:
 def step(given: argparse.Namespace) -> dict[str, Any]:
     """A training step of both, and whether their losses are the same."""
     torch.manual_seed(0)
-    split = open_run_split(CONFIG.data, "train", None, None)
-    batch = make_batch(CONFIG, split, 0)
+    config = override(CONFIG, {"batch": given.batch})
+    split = open_run_split(config.data, "train", None, None)
+    batch = make_batch(config, split, 0)
     model = build_segmenter(CONFIG.model, split.spec.num_classes).train()
     machine = Machine(runs=Path(), head_passes=given.head_passes)
-    hidden = training_masks(CONFIG, (batch.image.shape[2], batch.image.shape[3]), 0)
+    hidden = training_masks(config, (batch.image.shape[2], batch.image.shape[3]), 0)
     assert hidden is not None
     targets = make_targets(batch.label, split.spec.num_classes, split.spec.ignore_index, valid=batch.valid)
     with torch.no_grad():
@@ -261,7 +263,9 @@ def peak() -> int:
 def table(about: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
     loads = " to ".join(map(str, about["load"]))
     how = f"{about['precision']}, {about['head_passes']}{', recomputing' if about['recompute'] else ''}"
-    lines = [f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads, load {loads}; ours {how}"]
+    lines = [
+        f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads, load {loads}; batch {about['batch']}, ours {how}"
+    ]
     for name, result in found.items():
         same = (f"losses apart by {result['losses_apart']:.1e}" if "losses_apart" in result
                 else f"pixels that change class {result['pixels_changed']:.1e}")  # fmt: skip
