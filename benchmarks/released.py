@@ -244,7 +244,7 @@ def _matched(
 
 
 def _sampled(maps: Tensor, points: Tensor) -> Tensor:
-    return F.grid_sample(maps, 2 * points[:, :, None] - 1, align_corners=False)[..., 0]
+    return F.grid_sample(maps, 2 * points[:, :, None].to(maps.dtype) - 1, align_corners=False)[..., 0]
 
 
 def _uniform(draw: torch.Generator, rows: int, points: int, device: torch.device) -> Tensor:

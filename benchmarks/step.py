@@ -264,7 +264,8 @@ def table(about: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
     loads = " to ".join(map(str, about["load"]))
     how = f"{about['precision']}, {about['head_passes']}{', recomputing' if about['recompute'] else ''}"
     lines = [
-        f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads, load {loads}; batch {about['batch']}, ours {how}"
+        f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads, load {loads}; "
+        f"batch {about['batch']}, ours {how}"
     ]
     for name, result in found.items():
         same = (f"losses apart by {result['losses_apart']:.1e}" if "losses_apart" in result
