@@ -1,6 +1,6 @@
 """What a training step and an evaluation cost, ours beside an as-released arrangement of the same network.
 
-    python -m benchmarks.step [--rounds 3] [--precision fp32|bf16] [--recompute] [--batch 2] [--part step|evaluation] [--json FILE]
+    python -m benchmarks.step [--rounds 3] [--batch 2] [--precision fp32|bf16] [--recompute] [--json FILE]
 
 The published Swin-T network with random weights on synthetic scenes: batch 2, 256 x 320 pixels, complementary masks 0.5
 of patch 32, 12,544 points; evaluation of one image of 480 x 640. Stochastic depth is off, so that losses can be
