@@ -21,7 +21,7 @@ def test_forward_and_backward_wait_for_no_number(monkeypatch):
     transfers.clear()
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         run(model, LOSS, points=points).total.backward()
-    names = [event.name for event in seen.events()]
+    names = [event.name for event in seen.events() or ()]
     assert "aten::embedding_bag" in names and "aten::bmm" in names  # the profiler has seen the step
     assert {name: names.count(name) for name in WAITING if name in names} == {}
     assert len(transfers) == 1  # for every pass, image and decoder output together
@@ -30,4 +30,4 @@ def test_forward_and_backward_wait_for_no_number(monkeypatch):
 def test_an_unwanted_wait_would_be_seen():
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         torch.ones(3).sum().item()
-    assert "aten::_local_scalar_dense" in [event.name for event in seen.events()]
+    assert "aten::_local_scalar_dense" in [event.name for event in seen.events() or ()]

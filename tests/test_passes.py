@@ -18,18 +18,18 @@ THERMAL = {"rgb": 0.0, "rgb_masked": 0.0, "thermal": 2.0, "thermal_masked": 2.0}
 
 def same_points(plan: Plan) -> Draw:
     """Points that are the same for a pass whichever others are there."""
-    rows, pairs = len(plan.pairs) * plan.outputs, sum(plan.pairs) * plan.outputs
+    of_rows, of_pairs = len(plan.pairs) * plan.outputs, sum(plan.pairs) * plan.outputs
 
     def drawn(lines: int, points: int) -> torch.Tensor:
         one = torch.rand(lines, points, 2, generator=torch.Generator().manual_seed(lines + points))
         return one.repeat(len(plan.passes), 1, 1)
 
     class Same:
-        def match(self, part: slice) -> torch.Tensor:
-            return drawn(rows, plan.match)[part]
+        def match(self, rows: slice) -> torch.Tensor:
+            return drawn(of_rows, plan.match)[rows]
 
-        def loss(self, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
-            return drawn(pairs, plan.candidates)[part], drawn(pairs, plan.extra)[part]
+        def loss(self, pairs: slice) -> tuple[torch.Tensor, torch.Tensor]:
+            return drawn(of_pairs, plan.candidates)[pairs], drawn(of_pairs, plan.extra)[pairs]
 
     return Same()
 

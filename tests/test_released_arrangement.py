@@ -23,7 +23,7 @@ def test_its_losses_and_gradients_are_ours():
     model = tiny().double()
     with torch.no_grad():  # at first samples lie on cell centres, where rounding chooses between two derivatives
         for layer in model.pixel_decoder.layers:
-            layer.get_submodule("attention.offsets").bias.add_(0.3)
+            layer.get_parameter("attention.offsets.bias").add_(0.3)
     ours = run(model, AS_RELEASED)
     theirs = Terms(
         released.losses(model, IMAGE.double(), HIDDEN, TARGETS, AS_RELEASED, random(3), lambda _: nullcontext())

@@ -169,7 +169,9 @@ def _scattered(
     return total
 
 
-@torch.compiler.disable
+_gathered = torch.compiler.disable(_WeightedGather.apply)  # a backward pass of this kind is not traced
+
+
 def deformable_sample(
     value: Float[Tensor, "b s m d"],
     offsets: Float[Tensor, "b s m l p 2"],
@@ -181,6 +183,6 @@ def deformable_sample(
     Args:
         offsets: (x, y) from the token's centre, in cells of the level that is sampled.
     """
-    found = _WeightedGather.apply(value, offsets, weights, sizes)
+    found = _gathered(value, offsets, weights, sizes)
     assert isinstance(found, Tensor)
     return found
