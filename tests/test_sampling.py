@@ -9,7 +9,7 @@ from crm.model.sampling import deformable_sample
 SIZES = ((2, 3), (4, 5), (7, 4))
 
 
-def inputs(spread: float, sizes=SIZES) -> tuple[torch.Tensor, ...]:
+def inputs(spread: float, sizes=SIZES) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Value, offsets and weights in float64; a large spread sends most samples beyond the borders."""
     torch.manual_seed(0)
     tokens = sum(height * width for height, width in sizes)
@@ -47,7 +47,7 @@ def test_sampling_and_its_gradients_equal_grid_sample(spread):
 
 def test_the_backward_pass_agrees_with_finite_differences():
     sizes = ((1, 1), (1, 2), (2, 1))
-    assert torch.autograd.gradcheck(lambda *given: deformable_sample(*given, sizes), inputs(1.0, sizes))
+    assert torch.autograd.gradcheck(lambda x, y, z: deformable_sample(x, y, z, sizes), inputs(1.0, sizes))
 
 
 def test_nothing_is_kept_for_the_backward_pass_but_the_inputs():
