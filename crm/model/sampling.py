@@ -118,7 +118,9 @@ class _WeightedGather(torch.autograd.Function):
         grad = grad_outputs[0].reshape(-1, value.shape[3])
         shares = _corner_weights(samples)
         found = [_products(table, samples.first + step, grad).view_as(weights) for step in samples.steps]
-        of_weights = sum(a * b for a, b in zip(found, shares, strict=True))
+        of_weights = torch.zeros_like(weights)
+        for product, share in zip(found, shares, strict=True):
+            of_weights.addcmul_(product, share)
         along_top, along_bottom = found[1] - found[0], found[3] - found[2]
         down = torch.lerp(found[2] - found[0], found[3] - found[1], samples.x)
         of_offsets = torch.stack([torch.lerp(along_top, along_bottom, samples.y), down], dim=-1)
