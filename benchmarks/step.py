@@ -149,7 +149,7 @@ def descend(model: nn.Module, total: Tensor, optimizer: torch.optim.Optimizer, c
 def evaluation(given: argparse.Namespace) -> dict[str, Any]:
     """One image of 480 x 640 to its class map."""
     torch.manual_seed(0)
-    model = build_segmenter(CONFIG.model, 9).eval()
+    model = build_segmenter(CONFIG.model, 9).eval().requires_grad_(False)  # the counter of operations needs it
     image = torch.randn(1, 4, 480, 640)
     found = {}
 
