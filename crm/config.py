@@ -129,6 +129,7 @@ class Loss(_Part):
     non_local: float = 1.0  # L_SDN: fused clean teaches RGB masked and thermal masked
     rgb_masked: float = 0.0  # supervision of RGB features alone, masked input (not in the paper)
     thermal_masked: float = 0.0  # supervision of thermal features alone, masked input (not in the paper)
+    passes: str = "all"  # which head passes a step computes: a key of crm.passes.PASSES
     # what L_SDC and L_SDN compare
     distillation: str = "l1_logits"  # a key of crm.distillation.DISTILLATIONS
     teacher: str = "train"  # how the clean fused pass is made that teaches: a key of crm.distillation.TEACHERS
@@ -193,6 +194,7 @@ FAMILIES = {
     "masking.corruptions": ("data/views.py", "GROUPS"),
     "loss.distillation": ("distillation.py", "DISTILLATIONS"),
     "loss.teacher": ("distillation.py", "TEACHERS"),
+    "loss.passes": ("passes.py", "PASSES"),
     "optim.schedule": ("optim.py", "SCHEDULES"),
 }
 
@@ -304,6 +306,16 @@ def _check_terms(config: Config) -> None:
     if loss.teacher == "ema" and distilled and not config.optim.ema:
         raise ValueError("loss.teacher 'ema' is the average of the weights, so optim.ema must be above 0, as in 0.99")
     inputs = config.model.inputs
+    if loss.passes != "all" and inputs != "both":
+        raise ValueError(
+            f"loss.passes is {loss.passes!r}, which draws one of two modalities, and model.inputs is {inputs!r}"
+        )
+    alone = ("rgb", "thermal", "non_local", "rgb_masked", "thermal_masked")
+    if loss.passes != "all" and not any(getattr(loss, name) for name in alone):
+        raise ValueError(
+            f"loss.passes is {loss.passes!r}, and nothing looks at one modality alone: "
+            f"{', '.join(f'loss.{name}' for name in alone)} are 0"
+        )
     without = {"both": (), "late": ("masked",)}.get(inputs, ("rgb_masked", "thermal_masked"))
     for name in without:
         if getattr(loss, name):

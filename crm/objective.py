@@ -4,7 +4,7 @@ b = batch, q = queries, k = classes + "no object", l = decoder outputs, s = supe
 H W = pixels, r = rows (one per pass, image and decoder output, in this order), n = pairs of a query with its class
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -156,6 +156,7 @@ def objective(
     view: View | None = None,
     fill: str = "token",
     teacher: Segmenter | None = None,
+    factors: Mapping[str, float] | None = None,
 ) -> Losses:
     """The total loss as coded by the authors, with the configured weights; terms of weight 0 cost nothing.
 
@@ -176,6 +177,8 @@ def objective(
         view: images and labels of the masked input; None is the clean input's.
         fill: what stands for a hidden token, a key of crm.masking.FILLS.
         teacher: the network that `loss.teacher` "ema" and "eval" ask in evaluation mode; None is `model`.
+        factors: by pass, on what it adds to the loss, 1 where there is none; a pass of factor 0 is not computed
+            (`crm.passes`).
     """
     part = part or Part(0, tuple(map(len, targets.classes)))
     if hidden is None and view is None and any(getattr(loss, name) for name in (*MASKED, *STUDENTS)):
@@ -184,8 +187,9 @@ def objective(
             "input: hidden is None, and so is view"
         )
     form = chosen("distillation", loss.distillation, DISTILLATIONS)
-    needed = needed_passes(loss)
-    distilled = {name for term, students in STUDENTS.items() if getattr(loss, term) for name in students}
+    factor = {name: (factors or {}).get(name, 1.0) for name in (*CLEAN, *MASKED)}
+    needed = {name: is_supervised for name, is_supervised in needed_passes(loss).items() if factor[name]}
+    distilled = {name for term, names in STUDENTS.items() if getattr(loss, term) for name in names if factor[name]}
     taught = {"fused"} if distilled and loss.teacher == "train" else set()
     distilled_maps = bool(distilled) and "mask_logits" in form.needs
     second = _second(image, hidden, view, fill)
@@ -211,7 +215,7 @@ def objective(
                 supervised |= _by_pass(losses, these.names, loss)
     said = {name: Output(logits.get(name), masks.get(name), maps[name]) for name in maps}
     share = len(image) / len(part.counts)
-    losses = _supervision(supervised, loss)
+    losses = _supervision(supervised, loss, factor)
     with torch.autocast(image.device.type, enabled=False):
         if distilled:
             wanted = wanted or said["fused"]
@@ -219,7 +223,9 @@ def objective(
             for term, students in STUDENTS.items():
                 if weight := getattr(loss, term):
                     apart = [
-                        distance(loss.distillation, wanted, said[name], counted, loss.temperature) for name in students
+                        factor[name] * distance(loss.distillation, wanted, said[name], counted, loss.temperature)
+                        for name in students
+                        if factor[name]
                     ]
                     losses.terms[term] = share * weight * torch.stack(apart).sum()
         _of_fusion(losses, model, maps, share, len(part.counts))
@@ -357,11 +363,11 @@ def _by_pass(losses: SetLosses, names: Sequence[str], loss: config.Loss) -> dict
     return {name: {part: value[i] for part, value in parts.items()} for i, name in enumerate(names)}
 
 
-def _supervision(supervised: dict[str, dict[str, Tensor]], loss: config.Loss) -> Losses:
+def _supervision(supervised: dict[str, dict[str, Tensor]], loss: config.Loss, factor: Mapping[str, float]) -> Losses:
     """The supervised terms of every pass, and their parts."""
     losses = Losses({}, {})
     for name, parts in supervised.items():
-        weighted = {part: getattr(loss, name) * value for part, value in parts.items()}
+        weighted = {part: factor[name] * getattr(loss, name) * value for part, value in parts.items()}
         losses.terms[name] = torch.stack(list(weighted.values())).sum()
         losses.details.update({f"{name}/{part}": value.detach() for part, value in weighted.items()})
     return losses

@@ -26,6 +26,7 @@ from crm.model.backbone import drawn_for
 from crm.model.segmenter import Segmenter, build_segmenter
 from crm.objective import Part, Targets, View, make_targets, objective
 from crm.optim import build_optimizer, rate
+from crm.passes import drawn_passes
 from crm.points import RandomPoints
 from crm.randomness import derive
 
@@ -164,6 +165,7 @@ class Trainer:
                     view=view,
                     fill=self.config.masking.fill,
                     teacher=self.evaluated if self.config.loss.teacher == "ema" else None,
+                    factors=drawn_passes(self.config.loss.passes, seed, number),
                 )
         except FloatingPointError as error:  # the matching meets nan before the loss does
             raise RunFailed(f"step {number}: {error}") from error

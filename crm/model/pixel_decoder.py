@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from crm.model.sampling import Size, deformable_sample
+
 LEVELS = 3  # strides 32, 16, 8, in this order
 POINTS = 4  # samples of a head on a level
 GROUPS = 32  # of every GroupNorm
-
-Size = tuple[int, int]
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -43,44 +43,6 @@ def sine_positions(size: Size, channels: int, device: torch.device, dtype: torch
         return torch.cat(
             [rows[:, None].expand(height, width, -1), columns[None].expand(height, width, -1)], dim=2
         ).flatten(0, 1)
-
-
-@lru_cache(maxsize=64)
-def reference_points(sizes: tuple[Size, ...], device: torch.device, dtype: torch.dtype) -> Float[Tensor, "s 2"]:
-    """Centres (x, y) of all cells of all levels, from -1 at one border to 1 at the other."""
-    with torch.inference_mode(False):
-        centres = []
-        for height, width in sizes:
-            y, x = ((2 * torch.arange(side, device=device, dtype=dtype) + 1) / side - 1 for side in (height, width))
-            centres.append(torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=2).flatten(0, 1))
-        return torch.cat(centres)
-
-
-def deformable_sample(
-    value: Float[Tensor, "b s m d"],
-    offsets: Float[Tensor, "b s m l p 2"],
-    weights: Float[Tensor, "b s m lp"],
-    sizes: tuple[Size, ...],
-) -> Float[Tensor, "b s md"]:
-    """Each head's weighted sum of bilinear samples around each token, on every level.
-
-    Args:
-        offsets: (x, y) from the token's centre, in cells of the level that is sampled.
-        weights: of the samples, level by level.
-    """
-    b, s, heads, channels = value.shape
-    bounds = [0, *torch.tensor([h * w for h, w in sizes]).cumsum(0).tolist()]
-    value = value.permute(0, 2, 3, 1).reshape(b * heads, channels, s)
-    weights = weights.transpose(1, 2).reshape(b * heads, 1, s, LEVELS, POINTS)
-    offsets = offsets.permute(3, 0, 2, 1, 4, 5)  # l b m s p 2
-    centre = reference_points(sizes, value.device, value.dtype)[:, None]
-    total = value.new_zeros(())
-    for level, (height, width) in enumerate(sizes):
-        grid = torch.addcmul(centre, offsets[level], value.new_tensor([2 / width, 2 / height]))
-        inputs = value[:, :, bounds[level] : bounds[level + 1]].unflatten(2, (height, width))
-        samples = F.grid_sample(inputs, grid.flatten(0, 1), align_corners=False)
-        total = total + (samples * weights[:, :, :, level]).sum(3)
-    return total.view(b, heads * channels, s).transpose(1, 2)
 
 
 class DeformableAttention(nn.Module):
@@ -112,7 +74,8 @@ class DeformableAttention(nn.Module):
         value = self.value(source).unflatten(2, (self.heads, -1))
         offsets = self.offsets(query).unflatten(2, (self.heads, LEVELS, POINTS, 2))
         weights = self.weights(query).unflatten(2, (self.heads, LEVELS * POINTS)).softmax(dim=3)
-        return self.output(deformable_sample(value, offsets, weights, sizes))
+        weights = weights.unflatten(3, (LEVELS, POINTS))
+        return self.output(deformable_sample(value, offsets, weights, sizes).flatten(2))
 
 
 class EncoderLayer(nn.Module):

@@ -1,0 +1,300 @@
+"""What a training step and an evaluation cost, ours beside an as-released arrangement of the same network.
+
+    python -m benchmarks.step [--rounds 3] [--batch 2] [--precision fp32|bf16] [--recompute] [--json FILE]
+
+The published Swin-T network with random weights on synthetic scenes: batch 2, 256 x 320 pixels, complementary masks 0.5
+of patch 32, 12,544 points; evaluation of one image of 480 x 640. Stochastic depth is off, so that losses can be
+compared. `benchmarks.released` is the other side, always in float32. Both run in one process in turns; the median
+counts. Processor seconds stand beside wall seconds: where others use the machine, those are the ones to compare.
+The ceiling is what one large matrix product achieves at the same moment.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import released
+from crm.config import Config, override
+from crm.data.dataset import open_run_split
+from crm.data.loader import make_batch
+from crm.machine import Machine, cores
+from crm.masking import training_masks
+from crm.model.backbone import SwinBranch
+from crm.model.pixel_decoder import PixelDecoder
+from crm.model.query_decoder import QueryDecoder
+from crm.model.segmenter import Segmenter, build_segmenter, semantic_scores
+from crm.objective import make_targets, objective
+from crm.optim import build_optimizer
+from crm.points import RandomPoints, ReleasedPoints
+from crm.provenance import PACKAGES, cpu
+
+CONFIG = override(
+    Config(),
+    {"data.dataset": "synthetic", "data.train_images": 2, "model.init": "none", "model.drop_path": 0.0, "batch": 2,
+     "masking.kind": "complementary", "loss.count_padding": True, "loss.count_ignored": True},
+)  # fmt: skip
+PARTS = {SwinBranch: "backbones", PixelDecoder: "pixel decoder", QueryDecoder: "query decoder"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=CONFIG.batch)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of our side")
+    parser.add_argument("--recompute", action="store_true", help="our side recomputes activations: less memory")
+    parser.add_argument("--head-passes", choices=("batched", "streamed"), default="batched", help="of our side")
+    parser.add_argument("--part", choices=("step", "evaluation", "both"), default="both")
+    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    before = os.getloadavg()[0]
+    found = {
+        name: measured(given)
+        for name, measured in (("step", step), ("evaluation", evaluation))
+        if given.part in (name, "both")
+    }
+    about = {
+        "cpu": cpu(), "cores": cores(), "threads": given.threads, "precision": given.precision,
+        "recompute": given.recompute, "head_passes": given.head_passes, "rounds": given.rounds, "batch": given.batch,
+        "load": [round(load, 1) for load in (before, os.getloadavg()[0])],
+        "date": datetime.now(UTC).date().isoformat(), "versions": {name: _version(name) for name in PACKAGES},
+    }  # fmt: skip
+    print(table(about, found))
+    if given.json:
+        given.json.write_text(json.dumps({**about, **found}, indent=1) + "\n")
+
+
+# ---------------------------------------------------------------------------------------------- both sides
+
+
+class Clock:
+    """Wall and processor seconds of the parts of one turn."""
+
+    def __init__(self) -> None:
+        self.wall: dict[str, float] = defaultdict(float)
+        self.cpu: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        wall, processor = time.perf_counter(), time.process_time()
+        yield
+        self.wall[name] += time.perf_counter() - wall
+        self.cpu[name] += time.process_time() - processor
+
+
+def step(given: argparse.Namespace) -> dict[str, Any]:
+    """A training step of both, and whether their losses are the same."""
+    torch.manual_seed(0)
+    config = override(CONFIG, {"batch": given.batch})
+    split = open_run_split(config.data, "train", None, None)
+    batch = make_batch(config, split, 0)
+    model = build_segmenter(CONFIG.model, split.spec.num_classes).train()
+    machine = Machine(runs=Path(), head_passes=given.head_passes)
+    hidden = training_masks(config, (batch.image.shape[2], batch.image.shape[3]), 0)
+    assert hidden is not None
+    targets = make_targets(batch.label, split.spec.num_classes, split.spec.ignore_index, valid=batch.valid)
+    with torch.no_grad():
+        say("comparing losses")
+        points = ReleasedPoints(torch.Generator().manual_seed(0))
+        ours = objective(model, batch.image, hidden, targets, CONFIG.loss, points, machine.head_passes).terms
+        draw = torch.Generator().manual_seed(0)
+        theirs = released.losses(model, batch.image, hidden, targets, CONFIG.loss, draw, lambda name: nullcontext())
+    apart = max(abs(ours[name].item() / value.item() - 1) for name, value in theirs.items())
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=given.precision == "bf16")
+
+    def our_step(clock: Clock) -> None:
+        model.recompute(given.recompute)
+        with parted(model, clock), clock.part("forward"), autocast:
+            points = RandomPoints(torch.Generator().manual_seed(0))
+            total = objective(model, batch.image, hidden, targets, CONFIG.loss, points, machine.head_passes).total
+        named = ("backbones", "pixel decoder", "query decoder")
+        for times in (clock.wall, clock.cpu):
+            times["matching and losses"] = times.pop("forward") - sum(times[name] for name in named)
+        descend(model, total, our_optimizer, clock)
+        model.recompute(False)
+
+    def their_step(clock: Clock) -> None:
+        draw = torch.Generator().manual_seed(0)
+        terms = released.losses(model, batch.image, hidden, targets, CONFIG.loss, draw, clock.part)
+        descend(model, torch.stack(list(terms.values())).sum(), their_optimizer, clock)
+
+    our_optimizer, their_optimizer = build_optimizer(model, CONFIG.optim), released.optimizer(model, CONFIG.optim)
+    return {"losses_apart": apart} | in_turns({"ours": our_step, "released": their_step}, given)
+
+
+def descend(model: nn.Module, total: Tensor, optimizer: torch.optim.Optimizer, clock: Clock) -> None:
+    with clock.part("backward"):
+        total.backward()
+    with clock.part("optimiser"):
+        nn.utils.clip_grad_norm_(model.parameters(), CONFIG.optim.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def evaluation(given: argparse.Namespace) -> dict[str, Any]:
+    """One image of 480 x 640 to its class map."""
+    torch.manual_seed(0)
+    model = build_segmenter(CONFIG.model, 9).eval().requires_grad_(False)  # the counter of operations needs it
+    image = torch.randn(1, 4, 480, 640)
+    found = {}
+
+    def ours(clock: Clock) -> None:
+        with clock.part("all"), torch.inference_mode():
+            found["ours"] = semantic_scores(model(image), (480, 640)).argmax(1)
+
+    def theirs(clock: Clock) -> None:
+        with clock.part("all"):
+            found["released"] = released.predict(model, image)
+
+    result = in_turns({"ours": ours, "released": theirs}, given)
+    return {"pixels_changed": float((found["ours"] != found["released"]).double().mean())} | result
+
+
+@contextmanager
+def parted(model: Segmenter, clock: Clock) -> Iterator[None]:
+    """Inside, the forward passes of the network's parts are timed."""
+    began: list[tuple[float, float]] = []
+
+    def before(module: nn.Module, args: Any) -> None:
+        began.append((time.perf_counter(), time.process_time()))
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        wall, processor = began.pop()
+        name = PARTS[type(module)]  # pyright: ignore[reportArgumentType]
+        clock.wall[name] += time.perf_counter() - wall
+        clock.cpu[name] += time.process_time() - processor
+
+    parts = [part for part in model.modules() if type(part) in PARTS]
+    hooks = [hook for part in parts for hook in (part.register_forward_pre_hook(before),
+                                                 part.register_forward_hook(after))]  # fmt: skip
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+# ---------------------------------------------------------------------------------------------- measuring
+
+
+def in_turns(sides: dict[str, Callable[[Clock], None]], given: argparse.Namespace) -> dict[str, Any]:
+    """Medians of both sides after a turn that warms up and counts operations, and the ratios turn by turn."""
+    operations = {}
+    for name, side in sides.items():
+        say(f"warming up: {name}")
+        with FlopCounterMode(display=False) as counter:
+            side(Clock())
+        operations[name] = counter.get_total_flops()
+    turns: dict[str, list[Clock]] = {name: [] for name in sides}
+    peaks = dict.fromkeys(sides, 0)
+    products: list[float] = []
+    for number in range(given.rounds):
+        say(f"round {number + 1} of {given.rounds}")
+        products.append(product_speed(torch.float32))
+        for name, side in sides.items():
+            forget_peak()
+            turns[name].append(clock := Clock())
+            side(clock)
+            peaks[name] = max(peaks[name], peak())
+    ceiling = median(products)
+    found: dict[str, Any] = {"ceiling_gflops": round(ceiling / 1e9, 1)}
+    for name, clocks in turns.items():
+        wall, processor = (
+            {part: round(median(times[part] for times in kind), 3) for part in kind[0]}
+            for kind in ([clock.wall for clock in clocks], [clock.cpu for clock in clocks])
+        )
+        seconds = median(sum(clock.wall.values()) for clock in clocks)
+        found[name] = {
+            "wall_seconds": round(seconds, 3),
+            "cpu_seconds": round(median(sum(clock.cpu.values()) for clock in clocks), 3),
+            "parts_wall": wall,
+            "parts_cpu": processor,
+            "peak_bytes": peaks[name],
+            "operations": operations[name],
+            "gflops": round(operations[name] / seconds / 1e9, 1),
+            "of_ceiling": round(operations[name] / seconds / ceiling, 3),
+        }
+    pairs = list(zip(turns["ours"], turns["released"], strict=True))
+    for kind in ("wall", "cpu"):
+        ratios = [sum(getattr(one, kind).values()) / sum(getattr(two, kind).values()) for one, two in pairs]
+        found[f"ratio_{kind}"] = round(median(ratios), 3)
+    found["ratio_memory"] = round(peaks["ours"] / peaks["released"], 3)
+    return found
+
+
+def product_speed(kind: torch.dtype) -> float:
+    """Operations per second of a matrix product, the best of five."""
+    side = 2048
+    a, b = torch.randn(side, side, dtype=kind), torch.randn(side, side, dtype=kind)
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - began)
+    return 2 * side**3 / min(seconds)
+
+
+def forget_peak() -> None:
+    """Lets the peak of resident memory start anew (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak() -> int:
+    """Peak of resident memory since then, bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def table(about: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
+    loads = " to ".join(map(str, about["load"]))
+    how = f"{about['precision']}, {about['head_passes']}{', recomputing' if about['recompute'] else ''}"
+    lines = [
+        f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads, load {loads}; "
+        f"batch {about['batch']}, ours {how}"
+    ]
+    for name, result in found.items():
+        same = (f"losses apart by {result['losses_apart']:.1e}" if "losses_apart" in result
+                else f"pixels that change class {result['pixels_changed']:.1e}")  # fmt: skip
+        lines += ["", f"{name}: {same}; ceiling {result['ceiling_gflops']:.0f} GFLOP/s",
+                  f"{'':22}{'released s (cpu s)':>20}{'ours s (cpu s)':>20}{'ratio':>8}{'of cpu':>8}"]  # fmt: skip
+        one, two = result["released"], result["ours"]
+        for part in one["parts_wall"]:
+            a, b, c, d = (side[kind].get(part, 0.0) for kind in ("parts_wall", "parts_cpu") for side in (one, two))
+            lines.append(f"  {part:20}{a:11.2f} ({c:6.2f}){b:11.2f} ({d:6.2f}){b / a:8.2f}{d / c:8.2f}")
+        lines += [
+            f"  {'whole':20}{one['wall_seconds']:11.2f} ({one['cpu_seconds']:6.2f}){two['wall_seconds']:11.2f} "
+            f"({two['cpu_seconds']:6.2f}){result['ratio_wall']:8.2f}{result['ratio_cpu']:8.2f}",
+            f"  {'peak memory, GB':20}{one['peak_bytes'] / 1e9:20.2f}{two['peak_bytes'] / 1e9:20.2f}"
+            f"{result['ratio_memory']:8.2f}",
+            f"  {'GFLOP':20}{one['operations'] / 1e9:20.0f}{two['operations'] / 1e9:20.0f}",
+            f"  {'GFLOP/s (of ceiling)':20}{one['gflops']:13.0f} ({one['of_ceiling']:.2f})"
+            f"{two['gflops']:13.0f} ({two['of_ceiling']:.2f})",
+        ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _version(name: str) -> str:
+    return version(name)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Deformable sampling: bilinear samples of maps of several levels, weighted and summed, as one weighted gather.
+
+A sample is four rows of a table of all cells, so the sum over a head's samples is an embedding bag with a weight per
+row. Nothing as large as the samples themselves is ever made, forward or backward, and the backward pass keeps the
+inputs alone.
+
+b = batch, s = tokens of the levels together (t with a border around every level), m = heads, l = levels, p = samples
+of a head on a level, d = channels of a head
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+Size = tuple[int, int]  # height and width in cells
+
+
+class Grid(NamedTuple):
+    """Where the cells of all levels lie; a level's table has a border of one cell, which is zero."""
+
+    centre: Float[Tensor, "s 1 l 1 2"]  # x and y of every token, in cells of the level that is sampled
+    limit: Float[Tensor, "l 1 2"]  # width and height of the levels
+    width: Float[Tensor, "l 1"]  # with the border
+    start: Float[Tensor, "l 1"]  # of the levels in the table, in rows of heads
+    tokens: int  # in the table
+
+
+@lru_cache(maxsize=64)
+def grid_of(sizes: tuple[Size, ...], device: torch.device, dtype: torch.dtype) -> Grid:
+    """The grid of these levels; token centres of each are at the same relative place in all others."""
+    with torch.inference_mode(False):
+        limit = torch.tensor([[width, height] for height, width in sizes], device=device, dtype=dtype)
+        relative = []
+        for height, width in sizes:
+            y, x = ((torch.arange(side, device=device, dtype=dtype) + 0.5) / side for side in (height, width))
+            relative.append(torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=2).flatten(0, 1))
+        centre = torch.cat(relative)[:, None] * limit - 0.5
+        tokens = [(height + 2) * (width + 2) for height, width in sizes]
+        start = torch.tensor([0, *tokens[:-1]], device=device).cumsum(0).to(dtype)
+        return Grid(centre[:, None, :, None], limit[:, None], limit[:, :1] + 2, start[:, None], sum(tokens))
+
+
+class _Samples(NamedTuple):
+    """Of every sample the table's row of its upper left cell, how far it is from there, and what stands around it."""
+
+    first: Int[Tensor, "b s m l p"]
+    x: Float[Tensor, "b s m l p"]
+    y: Float[Tensor, "b s m l p"]
+    inside: Tensor  # b s m l p 2: not beyond the border, where nothing changes with the place
+    steps: Sequence[Int[Tensor, "l 1"]]  # from the upper left row to that of each corner
+
+
+def _samples(offsets: Float[Tensor, "b s m l p 2"], grid: Grid) -> _Samples:
+    b, _, heads = offsets.shape[:3]
+    moved = offsets + grid.centre
+    place = moved.clamp(grid.limit.new_tensor(-1.0), grid.limit)
+    corner = place.floor().minimum(grid.limit - 1)
+    x, y = (place - corner).unbind(-1)
+    left, top = corner.unbind(-1)
+    cell = torch.addcmul(left + (grid.start + grid.width + 1), top, grid.width).int()  # exact below 2^24 cells
+    of_image = torch.arange(b, device=cell.device, dtype=torch.int32)[:, None] * (grid.tokens * heads)
+    of_head = of_image + torch.arange(heads, device=cell.device, dtype=torch.int32)
+    right, down = heads, grid.width.int() * heads
+    steps = [torch.zeros_like(down), torch.full_like(down, right), down, down + right]
+    return _Samples((cell * heads).add_(of_head[:, None, :, None, None]), x, y, moved == place, steps)
+
+
+def _corner_weights(samples: _Samples) -> list[Tensor]:
+    """Bilinear shares of the four corners: upper left, upper right, lower left, lower right."""
+    right = samples.x * samples.y
+    return [1 - samples.x - samples.y + right, samples.x - right, samples.y - right, right]
+
+
+def _table(value: Float[Tensor, "b s m d"], sizes: Sequence[Size], grid: Grid) -> Float[Tensor, "r d"]:
+    """All cells of all levels with their borders, a row per cell and head."""
+    b, _, heads, channels = value.shape
+    table = value.new_zeros(b, grid.tokens, heads, channels)
+    for inside, level in zip(_inside(table, sizes), _levels(value, sizes), strict=True):
+        inside.copy_(level)
+    return table.view(-1, channels)
+
+
+def _levels(x: Tensor, sizes: Sequence[Size]) -> list[Tensor]:
+    parts = x.split([height * width for height, width in sizes], dim=1)
+    return [part.unflatten(1, size) for part, size in zip(parts, sizes, strict=True)]
+
+
+def _inside(table: Tensor, sizes: Sequence[Size]) -> list[Tensor]:
+    """The levels in a table (b t m d), without their borders."""
+    padded = [(height + 2, width + 2) for height, width in sizes]
+    return [level[:, 1:-1, 1:-1] for level in _levels(table, padded)]
+
+
+class _WeightedGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value: Tensor, offsets: Tensor, weights: Tensor, sizes: tuple[Size, ...]) -> Tensor:
+        ctx.save_for_backward(value, offsets, weights)
+        ctx.sizes = sizes
+        grid = grid_of(sizes, value.device, value.dtype)
+        samples, table = _samples(offsets, grid), _table(value, sizes, grid)
+        total = None
+        for step, share in zip(samples.steps, _corner_weights(samples), strict=True):
+            bag = _bag(table, samples.first + step, weights * share)
+            total = bag if total is None else total.add_(bag)
+        assert total is not None
+        return total.view_as(value)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        value, offsets, weights = ctx.saved_tensors
+        grid = grid_of(ctx.sizes, value.device, value.dtype)
+        samples, table = _samples(offsets, grid), _table(value, ctx.sizes, grid)
+        grad = grad_outputs[0].reshape(-1, value.shape[3])
+        shares = _corner_weights(samples)
+        found = [_products(table, samples.first + step, grad).view_as(weights) for step in samples.steps]
+        of_weights = torch.zeros_like(weights)
+        for product, share in zip(found, shares, strict=True):
+            of_weights.addcmul_(product, share)
+        along_top, along_bottom = found[1] - found[0], found[3] - found[2]
+        down = torch.lerp(found[2] - found[0], found[3] - found[1], samples.x)
+        of_offsets = torch.stack([torch.lerp(along_top, along_bottom, samples.y), down], dim=-1)
+        of_offsets = of_offsets.mul_(weights[..., None]).mul_(samples.inside)
+        return _scattered(grad, samples, weights, shares, value.shape, ctx.sizes, grid), of_offsets, of_weights, None
+
+
+def _bag(table: Tensor, rows: Tensor, weights: Tensor) -> Float[Tensor, "n d"]:
+    """For every (b s m) the weighted sum of the table's rows."""
+    return F.embedding_bag(rows.flatten(0, 2).flatten(1), table, mode="sum",
+                           per_sample_weights=weights.flatten(0, 2).flatten(1))  # fmt: skip
+
+
+def _products(table: Tensor, rows: Tensor, grad: Tensor) -> Tensor:
+    """Inner products of every (b s m)'s gradient with each of its rows: the gradient of the bag's weights."""
+    with torch.enable_grad():
+        weights = torch.ones(rows.shape, dtype=table.dtype, device=table.device, requires_grad=True)
+        return torch.autograd.grad(_bag(table, rows, weights), weights, grad)[0]
+
+
+def _scattered(
+    grad: Float[Tensor, "n d"],
+    samples: _Samples,
+    weights: Tensor,
+    shares: Sequence[Tensor],
+    shape: torch.Size,
+    sizes: tuple[Size, ...],
+    grid: Grid,
+) -> Float[Tensor, "b s m d"]:
+    """The gradient of the values: bags again, of what falls on each row.
+
+    Sorted once by the upper left row; what falls on the other corners lies one cell further right, or down, or both.
+    """
+    b, _, heads, channels = shape
+    first, order = samples.first.flatten().sort(stable=True)
+    bag = order.div(first.numel() // len(grad), rounding_mode="floor").int()
+    rows = b * grid.tokens * heads
+    begins = torch.searchsorted(first, torch.arange(rows, device=first.device, dtype=first.dtype), out_int32=True)
+    total = grad.new_zeros(shape)
+    levels = _levels(total, sizes)
+    for corner, share in enumerate(shares):
+        own = (weights * share).flatten()[order]
+        fell = F.embedding_bag(bag, grad, begins, mode="sum", per_sample_weights=own)
+        down, right = divmod(corner, 2)
+        padded = _levels(fell.view(b, grid.tokens, heads, channels), [(h + 2, w + 2) for h, w in sizes])
+        for level, (height, width), found in zip(levels, sizes, padded, strict=True):
+            level += found[:, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
+    return total
+
+
+_gathered = torch.compiler.disable(_WeightedGather.apply)  # a backward pass of this kind is not traced
+
+
+def deformable_sample(
+    value: Float[Tensor, "b s m d"],
+    offsets: Float[Tensor, "b s m l p 2"],
+    weights: Float[Tensor, "b s m l p"],
+    sizes: tuple[Size, ...],
+) -> Float[Tensor, "b s m d"]:
+    """Each head's weighted sum of bilinear samples around each token, on every level; zero beyond the borders.
+
+    Args:
+        offsets: (x, y) from the token's centre, in cells of the level that is sampled.
+    """
+    found = _gathered(value, offsets, weights, sizes)
+    assert isinstance(found, Tensor)
+    return found

@@ -1,0 +1,43 @@
+"""The as-released arrangement that the benchmark measures computes what the objective and the network compute."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+
+from benchmarks import released
+from crm.model.segmenter import semantic_scores
+from tests.test_objective import HIDDEN, IMAGE, LOSS, TARGETS, gradients, random, run, tiny
+from tests.test_objective import one_thread as one_thread
+
+AS_RELEASED = replace(LOSS, count_padding=True, count_ignored=True)
+
+
+class Terms(dict):
+    @property
+    def total(self) -> torch.Tensor:
+        return torch.stack(list(self.values())).sum()
+
+
+def test_its_losses_and_gradients_are_ours():
+    model = tiny().double()
+    with torch.no_grad():  # at first samples lie on cell centres, where rounding chooses between two derivatives
+        for layer in model.pixel_decoder.layers:
+            layer.get_parameter("attention.offsets.bias").add_(0.3)
+    ours = run(model, AS_RELEASED)
+    theirs = Terms(
+        released.losses(model, IMAGE.double(), HIDDEN, TARGETS, AS_RELEASED, random(3), lambda _: nullcontext())
+    )
+    assert ours.terms.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours.terms[name], value, rtol=1e-5, atol=1e-7)
+    one, two = gradients(model, ours), gradients(model, theirs)
+    for name, gradient in one.items():
+        assert (gradient - two[name]).norm() <= 1e-4 * gradient.norm() + 1e-6, name
+
+
+def test_its_class_map_is_ours():
+    model = tiny().eval()
+    with torch.no_grad():
+        ours = semantic_scores(model(IMAGE), (32, 64)).argmax(1)
+    assert (released.predict(model, IMAGE) == ours).double().mean() > 0.999
