@@ -22,6 +22,7 @@ from crm.cli import (
     runs,
     status,
     sweeps,
+    tune,
     weights,
 )
 from crm.cluster.folder import Busy
@@ -62,6 +63,7 @@ evaluate.add_to(app)
 predict.add_to(app)
 diagnose.add_to(app)
 weights.add_to(app)
+tune.add_to(app)
 logs.add_to(app)
 clean.add_to(app)
 

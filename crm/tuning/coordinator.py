@@ -6,6 +6,7 @@ those that were asked again count once, as what came of them.
 """
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,7 +57,9 @@ def open_study(name: str, asked: Asked, search: Search, write: bool = False) -> 
         study_name=name, storage=storage, load_if_exists=True, directions=[direction] * len(search.objectives)
     )
     study.set_user_attr("objectives", list(search.labels))
-    study.set_metric_names(list(search.objectives))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(list(search.objectives))  # for optuna-dashboard
     return study
 
 

@@ -52,7 +52,7 @@ class Work(Protocol):
 
 
 class Runs:
-    """Trials that are runs: what is read of them, wherever they are computed. The runs of one come one after another."""
+    """Trials that are runs: what is read of them, wherever they are computed. Those of one come one after another."""
 
     def __init__(self, search: Search, study: str, queue: Queue, image_reports: bool) -> None:
         self.search, self.study, self.queue = search, study, queue
