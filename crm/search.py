@@ -2,9 +2,9 @@
 
     search = Search(config, {"loss.masked": Weight(0.03, 30)}, "missing", title="How much masked supervision?")
 
-A module `sweeps/search_<name>.py` holds one such value, `search`, and `crm tune <name>` carries it out (`crm.tuning`).
+A module `sweeps/search_<name>.py` holds one, `search`, and `crm tune <name>` carries it out (`crm.tuning`).
 Every value it looks at is one of the validation split. The best of many trials looks better than it is, since it was
-chosen for looking good; so its runs have seeds of their own (`POOL` and above), and `tuning_run` tells them from others.
+chosen for looking good; so its runs have seeds of their own (from `POOL` on), and `tuning_run` tells them from others.
 """
 
 import math

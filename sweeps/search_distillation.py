@@ -6,7 +6,7 @@ a thirtieth to thirty times the published weight, or off. The first trial is the
 what is left on the validation split when a modality is missing; `--objective clean` seeks the clean score,
 `--objective clean,worst` the front between both.
 
-`crm tune promote distillation` writes a sweep which shows, with fresh seeds and on test, whether the winner's gain holds.
+`crm tune promote distillation` writes a sweep which shows, with fresh seeds and on test, whether the gain holds.
 """
 
 from crm.search import Search, Weight
