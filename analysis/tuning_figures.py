@@ -1,4 +1,4 @@
-"""The figures of a study: history, importance, slices, Pareto front, parallel coordinates. They draw, and choose nothing."""
+"""The figures of a study: history, importance, slices, Pareto front, parallel coordinates."""
 
 from collections.abc import Callable, Mapping
 
@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from analysis.figures import BASELINE, INK, NARROW, OTHERS, QUIET, RULE, SUBJECT, WIDE, style
 from analysis.tuning import ENOUGH, Tuned
@@ -73,6 +74,7 @@ def history(tuned: Tuned) -> Figure:
             at = rest[rest["state"] == state]["trial"]
             ax.scatter(at, np.full(len(at), floor), marker=marker, color=QUIET, s=20, linewidths=1)
         ax.set_title(labels[i])
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1].set_xlabel("trial, in the order in which they were asked")
     line = [Line2D([], [], color=SUBJECT, linewidth=1, label="best so far")]
     if len(rest):
@@ -113,8 +115,7 @@ def slices(tuned: Tuned) -> Figure:
             _dots(ax, tuned, tuned.units[parameter].to_numpy(float), y, i)
             _axis(ax, tuned, parameter)
             ax.set_xlabel(parameter)
-            if j % columns == 0:
-                ax.set_ylabel(tuned.search.labels[i], wrap=True)
+        axes[i * per, 0].set_title(tuned.search.labels[i])
         for j in range(len(space), per * columns):
             axes[i * per + j // columns, j % columns].set_visible(False)
     _legend(figure, tuned, 0)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from analysis.figures import written
+from analysis.figures import INK, PAPER, QUIET, RULE, written
 from analysis.tables import templates
 from analysis.tuning import ENOUGH, Tuned
 from analysis.tuning_figures import figures
@@ -15,7 +15,7 @@ from crm.tuning.storage import shown
 CAPTIONS = {
     "history": ("How it went", "Each trial by its number. The line is the best value so far; it can only rise, by luck "
                 "too."),
-    "slices": ("What the settings do", "Each dot is a trial; only one of its settings is on the axis, the others differ "
+    "slices": ("What the settings do", "Each dot is a trial; one of its settings is on the axis, the others differ "
                "too. Shaded: the weight is off."),
     "importance": ("Which settings matter", "fANOVA on the axes as they are searched: the share of the variance among "
                    "trials that a setting explains by itself. Intervals from drawing the trials with replacement; with "
@@ -51,8 +51,8 @@ def report(tuned: Tuned, out: Path) -> Path:
         ("Sought", "; ".join(search.labels) + (", to be made small" if search.minimise else "")),
         ("Evaluated on", "nothing: a function was called" if search.calculated else
          "the validation split alone; no trial has seen test"),
-        ("Trials", f"{found.trials} of {asked.trials}: {found.complete} complete, {found.pruned} pruned, {found.failed} "
-         f"failed, {found.reused} reused; {found.retried} were asked again after a worker had died"),
+        ("Trials", f"{found.trials} of {asked.trials}: {found.complete} complete, {found.pruned} pruned, "
+         f"{found.failed} failed, {found.reused} reused; {found.retried} were asked again after a worker had died"),
         ("Cost", f"{found.hours:.2f} hours of training"),
         ("Method", f"sampler {asked.sampler}, pruner {asked.pruner}, seed {asked.seed}"),
         ("Seeds", "none" if search.calculated else f"{', '.join(map(str, search.seeds))}, which no sweep has"),
@@ -94,8 +94,6 @@ def _style() -> Markup:
 
 def _inline(svg: str, name: str) -> Markup:
     """The SVG for a page: without its header, ids of its own, and the colours of text and paper those of the page."""
-    from analysis.figures import INK, PAPER, QUIET, RULE
-
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'id="', f'id="{name}-', svg)
     svg = re.sub(r'href="#', f'href="#{name}-', svg)

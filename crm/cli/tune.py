@@ -413,9 +413,9 @@ def export(
     """Every trial with its values, settings, runs and state."""
     frame = tuned(name, runs).trials
     if json or (to is not None and to.suffix == ".json"):
-        text = frame.to_json(orient="records", indent=1)
+        text = str(frame.to_json(orient="records", indent=1))
     else:
-        text = frame.to_csv(index=False)
+        text = str(frame.to_csv(index=False))
     if to is None:
         typer.echo(text.rstrip())
     else:

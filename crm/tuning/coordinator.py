@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from crm import failures
@@ -52,7 +52,7 @@ def open_study(name: str, asked: Asked, search: Search, write: bool = False) -> 
     storage = open_storage(asked.storage, write)
     if not write:
         return optuna.load_study(study_name=name, storage=storage)
-    direction = "minimize" if search.minimise else "maximize"
+    direction = StudyDirection.MINIMIZE if search.minimise else StudyDirection.MAXIMIZE
     study = optuna.create_study(
         study_name=name, storage=storage, load_if_exists=True, directions=[direction] * len(search.objectives)
     )
