@@ -28,6 +28,9 @@ DIGITS = 3  # of a weight or number that was drawn: two trials that differ by le
 # ---------------------------------------------------------------------------------------------- parameters
 
 
+Real = int | float
+
+
 @dataclass(frozen=True)
 class Weight:
     """A weight of the loss, on a logarithmic scale, or off.
@@ -37,10 +40,10 @@ class Weight:
     draw at random.
     """
 
-    low: float
-    high: float
+    low: Real
+    high: Real
     sets: Sequence[str] = ()  # settings that it is the value of; none: the one it is named after
-    off: float = 0.2  # share of the axis that is off; 0: it cannot be switched off
+    off: Real = 0.2  # share of the axis that is off; 0: it cannot be switched off
 
     def __post_init__(self) -> None:
         if not 0 < self.low < self.high < math.inf:
@@ -53,24 +56,24 @@ class Weight:
         """Where the axis begins."""
         return self.low * (self.low / self.high) ** (self.off / (1 - self.off))
 
-    def value(self, at: float) -> float:
+    def value(self, at: Real) -> Real:
         """The weight at a place of the axis."""
         return 0.0 if at < self.low else _rounded(at)
 
-    def place(self, value: float) -> float | None:
+    def place(self, value: Real) -> Real | None:
         """Where a weight lies on the axis; None outside of it. Off is the middle of what is off."""
         if value == 0 and self.off:
             return math.sqrt(self.floor * self.low)
         return float(value) if self.low <= value <= self.high else None
 
-    def grid(self, points: int) -> list[float]:
+    def grid(self, points: int) -> list[Real]:
         """Off, and weights at equal ratios from low to high."""
         steps = points - bool(self.off)
         found = [self.low * (self.high / self.low) ** (i / max(1, steps - 1)) for i in range(steps)]
         middle = [math.sqrt(self.floor * self.low)] if self.off else []
         return [*middle, *(min(max(each, self.low), self.high) for each in found)]
 
-    def unit(self, at: float) -> float:
+    def unit(self, at: Real) -> float:
         """The place as a share of the axis, from 0 to 1."""
         return math.log(at / self.floor) / math.log(self.high / self.floor)
 
@@ -79,8 +82,8 @@ class Weight:
 class Number:
     """A number between two others, whole if both are whole."""
 
-    low: float
-    high: float
+    low: Real
+    high: Real
     sets: Sequence[str] = ()
     log: bool = False
 
@@ -92,13 +95,13 @@ class Number:
     def whole(self) -> bool:
         return isinstance(self.low, int) and isinstance(self.high, int)
 
-    def value(self, at: float) -> float:
+    def value(self, at: Real) -> Real:
         return at if self.whole else min(max(_rounded(at), self.low), self.high)
 
-    def place(self, value: float) -> float | None:
+    def place(self, value: Real) -> Real | None:
         return value if self.low <= value <= self.high else None
 
-    def grid(self, points: int) -> list[float]:
+    def grid(self, points: int) -> list[Real]:
         shares = [i / max(1, points - 1) for i in range(points)]
         if self.log:
             found = [self.low * (self.high / self.low) ** share for share in shares]
@@ -106,7 +109,7 @@ class Number:
             found = [self.low + (self.high - self.low) * share for share in shares]
         return list(dict.fromkeys(round(each) if self.whole else each for each in found))
 
-    def unit(self, at: float) -> float:
+    def unit(self, at: Real) -> float:
         if self.log:
             return math.log(at / self.low) / math.log(self.high / self.low)
         return (at - self.low) / (self.high - self.low)
@@ -139,7 +142,7 @@ class Choice:
 Parameter = Weight | Number | Choice
 
 
-def _rounded(value: float) -> float:
+def _rounded(value: Real) -> float:
     return float(f"{value:.{DIGITS}g}")
 
 

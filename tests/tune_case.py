@@ -59,4 +59,6 @@ def searched(search: Search, runs: Path, trials: int, storage: str = "sqlite", n
 
 
 if __name__ == "__main__":
-    print(searched(SLOW, Path(sys.argv[1]), int(sys.argv[3]), sys.argv[2]))
+    from tests import tune_case  # under its own name, so that other processes find the function
+
+    print(searched(tune_case.SLOW, Path(sys.argv[1]), int(sys.argv[3]), sys.argv[2]))

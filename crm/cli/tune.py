@@ -413,7 +413,7 @@ def export(
     """Every trial with its values, settings, runs and state."""
     frame = tuned(name, runs).trials
     if json or (to is not None and to.suffix == ".json"):
-        text = str(frame.to_json(orient="records", indent=1))
+        text = str(frame.to_json(orient="records", indent=1, double_precision=15))
     else:
         text = str(frame.to_csv(index=False))
     if to is None:

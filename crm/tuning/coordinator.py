@@ -137,7 +137,7 @@ class Coordinator:
 
     def _ask(self) -> bool:
         """Begins a trial; whether it was answered at once."""
-        number = len(self.study.get_trials(deepcopy=False))
+        number = sum("lost" not in trial.user_attrs for trial in self.study.get_trials(deepcopy=False))
         self.study.sampler = sampler(self.asked.sampler, self.asked.seed * 1_000_003 + number)
         trial = self.study.ask(distributions(self.search))
         self.handles[trial.number] = trial
@@ -273,7 +273,7 @@ class Coordinator:
             key = str(trial.user_attrs.get("runs", trial.number))
             hours = self.cost.get(trial.number)
             seen[key] = max(seen.get(key, 0.0), self._hours(trial.number, trial.params) if hours is None else hours)
-        return sum(seen.values())
+        return float(sum(seen.values()))
 
     def _states(self, counted: list[FrozenTrial], looks: dict[int, Look]) -> dict[str, State]:
         """Every trial that was asked for, as the board shows it."""
@@ -304,7 +304,7 @@ def summary(study: Study, hours: float | None = None) -> Summary:
         failed=states.count(TrialState.FAIL),
         reused=sum("reused" in trial.user_attrs for trial in counted),
         retried=sum("lost" in trial.user_attrs for trial in trials),
-        hours=sum(trial.user_attrs.get("hours", 0.0) for trial in counted) if hours is None else hours,
+        hours=sum((trial.user_attrs.get("hours", 0.0) for trial in counted), 0.0) if hours is None else hours,
         reasons={
             trial.number: trial.user_attrs.get("reason", "") for trial in counted if trial.state == TrialState.FAIL
         },

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -37,6 +37,7 @@ class Look:
     state: State | None = None  # of the run that is at work, for who watches
 
 
+@runtime_checkable
 class Work(Protocol):
     """One trial at a time by its number and the places of its parameters; every call may be repeated."""
 
@@ -162,13 +163,15 @@ class LocalRuns(Runs):
         return False
 
     def close(self, interrupt: bool) -> None:
+        """Lets the workers go; on an interruption they checkpoint first what they are at."""
         for worker in self.pool:
             worker.dismiss()
         if interrupt:
-            busy = [one for one in self.pool if one.process.poll() is None]
-            stop_workers([one.process.pid for one in busy])
-            for one in busy:
-                one.process.wait(120)
+            stop_workers([one.process.pid for one in self.pool if one.process.poll() is None])
+        for worker in self.pool:
+            worker.process.wait(120)
+            if worker.process.stdout is not None:
+                worker.process.stdout.close()
 
 
 def values(folder: Path, search: Search) -> list[float]:
@@ -238,6 +241,8 @@ class Calculations:
         child = self.children.get(number)
         over = child is not None and child[0].poll() is not None  # before the look at the file
         if (found := read_json(self.path / f"{number}.json")) is not None:
+            if child is not None:
+                self.children.pop(number)[0].wait()
             if "values" in found:
                 return Look(name="done", values=[float("nan") if one is None else one for one in found["values"]])
             return Look(name="failed", reason=found["reason"], traceback=found["traceback"])
@@ -264,3 +269,4 @@ class Calculations:
         if interrupt:
             for child, _ in self.children.values():
                 child.kill()
+                child.wait()
