@@ -79,7 +79,7 @@ def run_local(queue: Queue, show: Show, say: Say = print) -> Outcome:
         say: gets what is worth a line: retries, holds.
     """
     waiting = sorted(queue.cells, key=_work, reverse=True)  # longest first: no worker ends up alone
-    workers: list[_Worker] = []
+    workers: list[Worker] = []
     adopted: list[Cell] = []  # another call's workers are at these
     outcome = Outcome()
     try:
@@ -135,7 +135,7 @@ def _again(queue: Queue, cell: Cell, code: int, say: Say) -> bool:
     if code == FAILED:
         kind = (read_json(run / "failure.json") or {}).get("kind", "unknown")
     else:
-        kind = _bury(run, code)
+        kind = bury(run, code)
     action = failures.REASONS[kind].action
     if action == failures.MORE_MEMORY or not may_retry(run, kind, queue.machine.processes):
         return False  # this machine has no more memory than it had
@@ -145,7 +145,7 @@ def _again(queue: Queue, cell: Cell, code: int, say: Say) -> bool:
     return True
 
 
-def _bury(run: Path, code: int) -> str:
+def bury(run: Path, code: int) -> str:
     """Writes the last word of an attempt whose process was killed, and takes its claim away; the kind of the end."""
     if (holder := read_json(run / "claim.json")) is None:
         return "lost"
@@ -191,7 +191,7 @@ def _settle(outcome: Outcome, cell: Cell, now: State, code: int) -> None:
         outcome.unfinished[cell.label] = f"stopped before its end ({now.name}); run again to resume"
 
 
-class _Worker:
+class Worker:
     """One worker process and the cell it is at."""
 
     def __init__(self, queue: Queue, gpu: str) -> None:
@@ -243,14 +243,14 @@ class _Worker:
         self.process.stdin.close()
 
 
-def _idle(workers: list[_Worker], queue: Queue, adopted: Sequence[Cell]) -> _Worker:
+def _idle(workers: list[Worker], queue: Queue, adopted: Sequence[Cell]) -> Worker:
     """A worker without a cell; if there is none a new one, on the GPU that has the fewest, others' workers counted."""
     for worker in workers:
         if worker.cell is None and worker.process.poll() is None:
             return worker
     used = [worker.gpu for worker in workers if worker.process.poll() is None]
     used += [(queue.state(cell).holder or {}).get("gpu", "") for cell in adopted]
-    workers.append(_Worker(queue, fewest(queue.gpus, used)))
+    workers.append(Worker(queue, fewest(queue.gpus, used)))
     return workers[-1]
 
 
@@ -260,21 +260,26 @@ def fewest(gpus: Sequence[str], used: Sequence[str]) -> str:
     return min(gpus, key=lambda gpu: counts[gpu], default="")
 
 
-def _stop(queue: Queue, workers: Sequence[_Worker], adopted: Sequence[Cell], patience: float = 120.0) -> None:
+def _stop(queue: Queue, workers: Sequence[Worker], adopted: Sequence[Cell], patience: float = 120.0) -> None:
     """Asks all workers to checkpoint and end, and waits for them, at most `patience` seconds."""
     pids = [worker.process.pid for worker in workers if worker.process.poll() is None]
     pids += [pid for cell in adopted if (pid := queue.state(cell).pid) is not None]
-    for pid in pids:
-        try:
-            os.kill(pid, signal.SIGTERM)
-        except ProcessLookupError:
-            continue
+    stop_workers(pids)
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         left = any(worker.process.poll() is None for worker in workers)
         if not left and not any(queue.state(cell).name == "running" for cell in adopted):
             return
         time.sleep(POLL)
+
+
+def stop_workers(pids: Sequence[int]) -> None:
+    """Asks processes to checkpoint and end."""
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGTERM)
+        except ProcessLookupError:
+            continue
 
 
 def run_inline(queue: Queue, show: Show) -> Outcome:

@@ -13,6 +13,7 @@
               checkpoints/       last.safetensors, last.previous.safetensors, val_best.safetensors
               result.json        its existence means: trained
               diagnosis.json     what `crm diagnose` found last
+              tuning.json        the studies that have a trial of it (crm.search)
               mirror.json        what `crm.mirror` has sent to MLflow
               evals/<selection>/<condition>.npz   per-image confusion matrices; its existence means: evaluated
               evals/<selection>/sums.jsonl        the same summed over images, for tables (`crm.sums`)

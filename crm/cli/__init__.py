@@ -26,6 +26,7 @@ from crm.cli import (
     status,
     sweeps,
     tables,
+    tune,
     weights,
     why,
 )
@@ -67,6 +68,7 @@ evaluate.add_to(app)
 predict.add_to(app)
 diagnose.add_to(app)
 weights.add_to(app)
+tune.add_to(app)
 logs.add_to(app)
 clean.add_to(app)
 claims.add_to(app)

@@ -17,7 +17,7 @@ def add_to(app: typer.Typer) -> None:
 
 def list_(
     what: Annotated[
-        str, typer.Argument(help="experiments, sweeps, suites, data, a setting as in model.fusion, or all.")
+        str, typer.Argument(help="experiments, sweeps, searches, suites, data, a setting as in model.fusion, or all.")
     ] = "all",
     json: Json = False,
 ) -> None:
@@ -30,6 +30,7 @@ def list_(
     sections = {
         "experiments": {name: options.question("experiments", name) for name in options.modules("experiments")},
         "sweeps": {name: options.question("sweeps", name) for name in options.modules("sweeps")},
+        "searches": {name: options.question("sweeps", options.SEARCH + name) for name in options.searches()},
         "suites": {name: f"{len(conditions)} conditions" for name, conditions in SUITES.items()},
         "data": {name: f"{len(spec.classes)} classes: {', '.join(spec.classes)}" for name, spec in DATASETS.items()},
         **{path: explained(*where) for path, where in FAMILIES.items() if path != "data.dataset"},

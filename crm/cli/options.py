@@ -48,6 +48,9 @@ On = Annotated[
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 
 
+SEARCH = "search_"  # how the modules of `sweeps` begin that hold a search
+
+
 def runs_folder(given: Path | None) -> Path:
     return given or home() / "runs"
 
@@ -75,7 +78,14 @@ def scratch(sets: list[str] | None, from_scratch: bool) -> list[str]:
 
 def modules(package: str) -> list[str]:
     """Names of the modules of `experiments` or `sweeps`, found without importing them."""
-    return sorted(info.name for info in pkgutil.iter_modules(import_module(package).__path__))
+    names = sorted(info.name for info in pkgutil.iter_modules(import_module(package).__path__))
+    return [name for name in names if not (package == "sweeps" and name.startswith(SEARCH))]
+
+
+def searches() -> list[str]:
+    """Names of the searches, modules of `sweeps` too, found without importing them."""
+    names = sorted(info.name for info in pkgutil.iter_modules(import_module("sweeps").__path__))
+    return [name.removeprefix(SEARCH) for name in names if name.startswith(SEARCH)]
 
 
 def find_experiment(name: str, recipe: str = "clean") -> Config:
@@ -109,7 +119,7 @@ def find_sweep(
     if at:
         if base or recipe or small:
             raise ValueError(f"{name} says already which form of {plain} is meant; leave out --base, --recipe, --tiny")
-        base, recipe, small = _form(form)
+        base, recipe, small = form_of(form)
     if plain not in modules("sweeps"):
         raise unknown("sweep", plain, modules("sweeps"))
     found = import_module(f"sweeps.{plain}").sweep
@@ -129,7 +139,7 @@ def find_sweep(
     return f"{plain}@{form}" if form else plain, found
 
 
-def _form(form: str) -> tuple[str, str, bool]:
+def form_of(form: str) -> tuple[str, str, bool]:
     """Base, recipe and whether it is the tiny one, of what stands behind the @."""
     if form == "tiny":
         return "", "", True

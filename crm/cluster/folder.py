@@ -64,7 +64,7 @@ class Submission:
     """One job, or one array of them."""
 
     token: str  # and name of the job
-    kind: str  # smoke, cells, reconcile, afterwards
+    kind: str  # smoke, cells, reconcile, afterwards, tune
     cells: Sequence[str]  # run ids; the place in this list is the task of the array
     state: str  # intended (the scheduler has not answered yet), submitted, refused
     snapshot: str

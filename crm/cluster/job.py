@@ -42,9 +42,9 @@ class Task:
         folder = SweepFolder(Path(self.folder))
         submission = folder.submission(self.token)
         refuse_other_code(Path(submission.snapshot))
-        {"smoke": _smoke, "cells": _cell, "reconcile": _reconcile, "afterwards": _afterwards}[submission.kind](
-            folder, submission, number
-        )
+        {"smoke": _smoke, "cells": _cell, "reconcile": _reconcile, "afterwards": _afterwards, "tune": _tune}[
+            submission.kind
+        ](folder, submission, number)
 
 
 def identity(submission: Submission, number: int) -> dict[str, Any]:
@@ -195,3 +195,10 @@ def _afterwards(folder: SweepFolder, submission: Submission, number: int) -> Non
     if (data := asked.machine["data"]) is not None:
         command += ["--data", data]
     subprocess.run(command, check=True)
+
+
+def _tune(folder: SweepFolder, submission: Submission, number: int) -> None:
+    """The coordinator of a study, by its command, which takes this process over and with it the scheduler's signals."""
+    name = folder.name.removeprefix("tune-")
+    arguments = [sys.executable, "-m", "crm", "tune", "coordinate", name, "--runs", str(folder.runs)]
+    os.execv(sys.executable, [*arguments, "--token", submission.token])

@@ -136,6 +136,8 @@ def _executor(folder: SweepFolder, submission: Submission, after: str, held: boo
     wanted = Resources(**{**submission.resources, "setup": tuple(submission.resources["setup"])})
     if submission.kind in ("reconcile", "afterwards"):
         wanted = replace(wanted, **SMALL)
+    if submission.kind == "tune":
+        wanted = replace(wanted, **{**SMALL, "minutes": wanted.minutes})
     folder.jobs(submission.token).mkdir(parents=True, exist_ok=True)
     executor = SlurmExecutor(folder=folder.jobs(submission.token), max_num_timeout=0)
     executor.update_parameters(**_parameters(submission, wanted, after, held))
