@@ -22,6 +22,7 @@ from crm.cli import (
     runs,
     status,
     sweeps,
+    track,
     weights,
 )
 from crm.cluster.folder import Busy
@@ -64,6 +65,7 @@ diagnose.add_to(app)
 weights.add_to(app)
 logs.add_to(app)
 clean.add_to(app)
+track.add_to(app)
 
 
 def main() -> None:

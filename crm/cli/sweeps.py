@@ -1,5 +1,6 @@
 """Sweeps: run on this machine or on a cluster, report."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -85,6 +86,7 @@ def sweep(
     from crm.cluster.settings import resources as slurm_resources
     from crm.names import chosen
     from crm.stale import supersede
+    from crm.tracking.listing import list_sweep
 
     name, found = options.find_sweep(name, seeds, base, recipe, tiny, without)
     sets = options.scratch(sets, from_scratch)
@@ -127,6 +129,8 @@ def sweep(
     changes, partly = options.changes(sets), bool(chosen_cells)
     nothing = not left and not (besides and cluster != "slurm")
     if cluster == "slurm" and not nothing:
+        if track:
+            list_sweep(folder, name, found, every, home() / "reports" / name)
         done = submit_sweep(name, found, cells, machine, resources or [], partly, changes, held, smoke, say)
         options.echo_json(done) if json else None
         if not done["submitted"]:
@@ -145,13 +149,13 @@ def sweep(
         except KeyboardInterrupt:
             options.interrupted()
     written = write_report(name, found, folder, data_root, sets, say) if report and not failed else None
+    if track and (written or nothing) and (cluster != "slurm" or os.environ.get("MLFLOW_TRACKING_URI")):
+        mirror_once(name, found, cells, folder, say)  # the report, or what a store lacked the last time
     if json:
         after = planned(found, every, folder, cells)
         options.echo_json({"cells": [asdict(line) for line in after], "failed": failed, "report": written})
     if failed:
         raise typer.Exit(1)
-    if nothing and cluster == "slurm" and track:
-        mirror_once(name, found, cells, folder, say)
     if nothing and not report:
         say("nothing to do: every cell is trained and evaluated, or on its way")
         raise typer.Exit(3)
