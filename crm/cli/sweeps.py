@@ -171,12 +171,20 @@ def report(
     without: Without = None,
     runs: Runs = None,
     data: Data = None,
+    from_mlflow: Annotated[
+        str, typer.Option("--from-mlflow", metavar="URI", help="Read an MLflow store instead of run folders.")
+    ] = "",
     json: Json = False,
 ) -> None:
     """Writes the tables, curves, panels and page of a sweep from its finished runs."""
     name, found = options.find_sweep(name, seeds, base, recipe, tiny, without)
     say = _say_nothing if json else typer.echo
-    path = write_report(name, found, options.runs_folder(runs), options.data_folder(data), sets, say)
+    folder = options.runs_folder(runs)
+    if from_mlflow:
+        from analysis.from_mlflow import fetch
+
+        folder = fetch(found, from_mlflow, home() / "cache", options.changes(sets))
+    path = write_report(name, found, folder, options.data_folder(data), sets, say)
     if json:
         options.echo_json({"report": path})
 
