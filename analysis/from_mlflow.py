@@ -72,7 +72,9 @@ def _fetch_run(client: Any, run: Any, folder: Path) -> None:
     scratch.mkdir(parents=True)
     try:
         for path in files:
-            client.download_artifacts(run.info.run_id, path, str(scratch))
+            place = (scratch / path).parent  # MLflow puts a file under its last name
+            place.mkdir(parents=True, exist_ok=True)
+            client.download_artifacts(run.info.run_id, path, str(place))
         # what tells a run that was begun from one that was not, for its state
         (scratch / "attempts").mkdir(exist_ok=True)
         write_json(scratch / MARK, state)
@@ -86,7 +88,8 @@ def _files(client: Any, run: str, below: str | None = None) -> dict[str, int]:
     """Artifacts and their sizes in bytes, by path."""
     found: dict[str, int] = {}
     for entry in client.list_artifacts(run, below):
-        if entry.path.partition("/")[0] in NOT_NEEDED or ".." in Path(entry.path).parts:
+        outside = ".." in Path(entry.path).parts or Path(entry.path).is_absolute()
+        if entry.path.partition("/")[0] in NOT_NEEDED or outside:
             continue
         found |= _files(client, run, entry.path) if entry.is_dir else {entry.path: entry.file_size}
     return found

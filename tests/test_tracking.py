@@ -34,7 +34,13 @@ from tests.tiny import TINY_SETS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own, of its database library; nothing we could mend
 
-SWEEP = Sweep(title="Which patch?", base=Config(), variants={"large": {}, "small": {"masking.patch": 16}}, seeds=[0, 1], suite="missing")
+SWEEP = Sweep(
+    title="Which patch?",
+    base=Config(),
+    variants={"large": {}, "small": {"masking.patch": 16}},
+    seeds=[0, 1],
+    suite="missing",
+)
 
 
 def begin(runs: Path, cell: Cell, steps: range, step: int = 0, token: str = "") -> Path:
