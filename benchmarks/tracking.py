@@ -38,6 +38,7 @@ from crm.tracking.store import connect
 from experiments.synthetic_tiny import config as base
 
 KINDS = ("off", "on", "hang")
+WARM_UP = 120.0  # seconds at most
 
 
 def main() -> None:
@@ -82,9 +83,10 @@ def measure(scratch: Path, seconds: float, block: float) -> dict[str, object]:
     speeds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
     number, load = 0, os.getloadavg()[0]
     try:
-        say("warming up: 40 s, in which the mirrors load MLflow and reach their stores")
-        for until, kinds in ((time.monotonic() + 40, None), (time.monotonic() + 40 + seconds, KINDS)):
-            while time.monotonic() < until:
+        say("warming up, while the mirrors load MLflow and reach their stores")
+        for kinds, length in ((None, WARM_UP), (KINDS, seconds)):
+            until = time.monotonic() + length
+            while time.monotonic() < until and not (kinds is None and (folder / "mirror.json").exists()):
                 order = random.sample(KINDS, 3) if kinds else [None]
                 for kind in order:
                     for each, process in mirrors.items():
