@@ -1,5 +1,6 @@
 """A PostgreSQL and an MLflow server of a test's own, on the loopback address."""
 
+import importlib.util
 import os
 import pwd
 import shutil
@@ -29,9 +30,7 @@ def free_port() -> int:
 def postgres_programs() -> Path:
     """The folder of initdb and postgres, as Debian has them; skips, or fails under CRM_REQUIRE, where there is none."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    try:
-        import psycopg2  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("psycopg2") is None:
         found = []
     if not found:
         words = "PostgreSQL or its driver is not installed: apt-get install postgresql, and the extra `postgres`"
