@@ -14,7 +14,7 @@
               result.json        its existence means: trained
               diagnosis.json     what `crm diagnose` found last
               tuning.json        the studies that have a trial of it (crm.search)
-              mirror.json        what `crm.mirror` has sent to MLflow
+              mirror.json        what `crm.tracking` has sent to MLflow
               evals/<selection>/<condition>.npz   per-image confusion matrices; its existence means: evaluated
               evals/<selection>/sums.jsonl        the same summed over images, for tables (`crm.sums`)
               evals/<selection>/unfinished/       evidence of evaluations that are being computed (`crm.unfinished`)
@@ -237,7 +237,7 @@ def journal(folder: Path) -> list[dict[str, Any]]:
     """
     kept: dict[Any, dict[str, Any]] = {}
     for number, line in enumerate(raw_lines(folder / "journal.jsonl")):
-        redone = line["event"] in ("train", "val", "test")
+        redone = line["event"] in ("train", "val", "test", "system")
         key = (line["event"], line["step"]) if redone else number
         kept.pop(key, None)
         kept[key] = line
@@ -360,10 +360,12 @@ def retire(folder: Path, token: str) -> None:
 def identity() -> dict[str, Any]:
     """What tells this process from every other one."""
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return {
-        "host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "started": _started(os.getpid()),
-        **({"gpu": gpu} if gpu else {}),
-    }  # fmt: skip
+    return {**identity_of(os.getpid()), **({"gpu": gpu} if gpu else {})}
+
+
+def identity_of(pid: int) -> dict[str, Any]:
+    """What tells a process of this machine from every other one; `started` is None if it is gone."""
+    return {"host": socket.gethostname(), "boot": _boot(), "pid": pid, "started": _started(pid)}
 
 
 def alive(holder: Mapping[str, Any]) -> bool:

@@ -24,6 +24,7 @@ from crm.machine import Machine
 from crm.provenance import provenance
 from crm.records import Claim, append, file_hash, journal, read_json, write_bytes, write_json
 from crm.step import Step, Trainer
+from crm.system import Load
 from crm.weights.initial import initialise
 
 CHOSEN_ON = {"val_best": "val", "test_best": "test"}  # a checkpoint, and the split whose best score it has
@@ -200,6 +201,7 @@ class _Watch:
         self.start, self.miou, self.best = start, miou, miou
         self.seconds = self.since_line = 0.0
         self.lines_at = start
+        self.load = Load(machine.device)
 
     def stepped(self, done: int, step: Step, seconds: float) -> None:
         self.seconds += seconds
@@ -237,6 +239,8 @@ class _Watch:
              "time": time.time()},
         )  # fmt: skip
         self.since_line, self.lines_at = 0.0, progress.step
+        if (measured := self.load.due()) is not None:
+            append(self.claim.folder, "system", step=progress.step, **measured)
 
 
 def _finish(config: Config, folder: Path, claim: Claim, model: nn.Module, best: dict[str, dict[str, Any]]) -> None:

@@ -13,12 +13,15 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
-from crm import mirror
 from crm.conditions import CLEAN_TEST, MISSING
 from crm.config import Config, flatten
 from crm.confusion import Evaluation, save_evaluation
 from crm.records import append, claim, evaluation, journal, open_run, read_json, write_json
 from crm.sweep import Cell, Sweep
+from crm.tracking.listing import list_sweep
+from crm.tracking.process import start
+from crm.tracking.sending import sync
+from crm.tracking.store import STORE, Store, connect
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own, of its database library; nothing we could mend
 
@@ -65,8 +68,8 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def store(place) -> mirror.Store:
-    return mirror.connect(f"sqlite:///{place}/mlflow.db", place)
+def store(place) -> Store:
+    return connect(f"sqlite:///{place}/mlflow.db", place)
 
 
 @pytest.fixture
@@ -80,27 +83,26 @@ def name(request) -> str:
 
 
 def asked(runs: Path, name: str, cells: list[Cell]) -> None:
-    mirror.write_cells(runs, name, SWEEP, cells)
+    list_sweep(runs, name, SWEEP, cells)
 
 
-def children(store: mirror.Store, name: str) -> dict:
+def children(store: Store, name: str) -> dict:
     found = store.client.search_runs([store.experiment], f"tags.`crm.kind` = 'run' and tags.`crm.sweep` = '{name}'")
     return {run.data.tags["mlflow.runName"]: run for run in found}
 
 
-def parent(store: mirror.Store, name: str):
-    run = store.find({"crm.kind": "sweep", "crm.sweep": name})
-    return store.client.get_run(run)
+def parent(store: Store, name: str):
+    return store.find({"crm.kind": "sweep", "crm.sweep": name})
 
 
-def history(store: mirror.Store, run) -> dict:
+def history(store: Store, run) -> dict:
     """Every point of a run: key -> (step, value, time), in order."""
     keys = sorted(run.data.metrics)
     found = {key: store.client.get_metric_history(run.info.run_id, key) for key in keys}
     return {key: sorted((point.step, point.value, point.timestamp) for point in found[key]) for key in keys}
 
 
-def artifacts(store: mirror.Store, run, folder: str | None = None) -> set[str]:
+def artifacts(store: Store, run, folder: str | None = None) -> set[str]:
     return {file.path for file in store.client.list_artifacts(run.info.run_id, folder)}
 
 
@@ -108,7 +110,7 @@ def test_a_finished_run_is_copied_whole(store, tmp_path, cells, name):
     folder = begin(tmp_path, cells[0], range(10, 51, 10))
     finish(folder)
     asked(tmp_path, name, cells)
-    mirror.sync(store, tmp_path, name)
+    sync(store, tmp_path, name)
 
     run = children(store, name)["large/0"]
     lines = journal(folder)
@@ -135,7 +137,7 @@ def test_a_finished_run_is_copied_whole(store, tmp_path, cells, name):
 def test_runs_stand_below_their_sweep_which_lists_all_its_cells(store, tmp_path, cells, name):
     finish(begin(tmp_path, cells[0], range(10, 51, 10)))
     asked(tmp_path, name, cells)
-    mirror.sync(store, tmp_path, name)
+    sync(store, tmp_path, name)
 
     above = parent(store, name)
     assert {run.data.tags["mlflow.parentRunId"] for run in children(store, name).values()} == {above.info.run_id}
@@ -145,7 +147,7 @@ def test_runs_stand_below_their_sweep_which_lists_all_its_cells(store, tmp_path,
     assert [cell["id"] for cell in listed["cells"]] == [cell.id for cell in cells]
 
     finish(begin(tmp_path, cells[1], range(10, 51, 10)))
-    mirror.sync(store, tmp_path, name)
+    sync(store, tmp_path, name)
     assert parent(store, name).info.status == "FINISHED"
 
 
@@ -154,12 +156,12 @@ def test_sending_again_changes_nothing(store, tmp_path, cells, name, forgotten):
     folders = [begin(tmp_path, cell, range(10, 51, 10)) for cell in cells]
     finish(folders[0])
     asked(tmp_path, name, cells)
-    assert mirror.sync(store, tmp_path, name) > 0
+    assert sync(store, tmp_path, name) > 0
     before = {label: history(store, run) for label, run in children(store, name).items()}
     if forgotten:
         for folder in folders:
             (folder / "mirror.json").unlink()
-    sent = mirror.sync(store, tmp_path, name, final=True)
+    sent = sync(store, tmp_path, name, final=True)
     assert bool(sent) == forgotten
     assert {label: history(store, run) for label, run in children(store, name).items()} == before
 
@@ -168,13 +170,13 @@ def test_sending_again_changes_nothing(store, tmp_path, cells, name, forgotten):
 def test_a_step_redone_after_a_kill_is_one_point(store, tmp_path, cells, name, forgotten):
     folder = begin(tmp_path, cells[0], range(10, 31, 10))
     asked(tmp_path, name, cells)
-    mirror.sync(store, tmp_path, name)
+    sync(store, tmp_path, name)
     assert children(store, name)["large/0"].info.status == "RUNNING"
 
     with (folder / "journal.jsonl").open("a") as file:
         file.write('{"event": "train", "st')  # torn by the kill
     os.rename(folder / "claim.json", folder / "killed.json")
-    mirror.sync(store, tmp_path, name)
+    sync(store, tmp_path, name)
     assert children(store, name)["large/0"].info.status == "KILLED"
 
     time.sleep(0.01)
@@ -182,7 +184,7 @@ def test_a_step_redone_after_a_kill_is_one_point(store, tmp_path, cells, name, f
     finish(folder)
     if forgotten:
         (folder / "mirror.json").unlink()
-    mirror.sync(store, tmp_path, name)
+    sync(store, tmp_path, name)
     run = children(store, name)["large/0"]
     points = history(store, run)
     assert [point[0] for point in points["train/total"]] == [10, 20, 30, 40, 50]
@@ -196,7 +198,7 @@ def test_a_failure_is_copied_with_its_reason_and_numbers_that_are_none_are_named
     append(folder, "train", step=30, total=float("inf"), terms={"fused": float("nan")})
     end(folder, "failed", reason="RunFailed: loss at step 30", step=30)
     asked(tmp_path, name, cells)
-    mirror.sync(store, tmp_path, name, final=True)
+    sync(store, tmp_path, name, final=True)
     run = children(store, name)["large/0"]
     assert (run.info.status, run.data.tags["crm.reason"]) == ("FAILED", "RunFailed: loss at step 30")
     assert run.data.tags["crm.not_finite"] == "train/total at step 30 and 1 more"
@@ -208,7 +210,7 @@ def test_a_run_that_two_sweeps_share_is_one_run_below_the_first(store, tmp_path,
     finish(begin(tmp_path, cells[0], range(10, 51, 10)))
     for sweep in (name, f"{name}_too"):
         asked(tmp_path, sweep, cells[:1])
-        mirror.sync(store, tmp_path, sweep)
+        sync(store, tmp_path, sweep)
     found = store.client.search_runs([store.experiment], f"tags.`crm.run_id` = '{cells[0].id}'")
     mine = [run for run in found if run.data.tags["crm.sweep"].startswith(name)]
     assert [run.data.tags["mlflow.parentRunId"] for run in mine] == [parent(store, name).info.run_id]
@@ -218,27 +220,39 @@ def test_a_run_that_two_sweeps_share_is_one_run_below_the_first(store, tmp_path,
 def test_a_run_deleted_in_mlflow_stays_deleted_and_stops_no_other(store, tmp_path, cells, name):
     folder = begin(tmp_path, cells[0], range(10, 31, 10))
     asked(tmp_path, name, cells)
-    mirror.sync(store, tmp_path, name)
+    sync(store, tmp_path, name)
     store.client.delete_run(children(store, name)["large/0"].info.run_id)
     finish(folder)
     finish(begin(tmp_path, cells[1], range(10, 51, 10)))
-    mirror.sync(store, tmp_path, name)
+    sync(store, tmp_path, name)
     assert list(children(store, name)) == ["small/0"]
 
 
 def test_another_store_is_sent_everything(place, store, tmp_path, cells, name):
     finish(begin(tmp_path, cells[0], range(10, 51, 10)))
     asked(tmp_path, name, cells)
-    first = mirror.sync(store, tmp_path, name)
-    store.client.set_experiment_tag(store.experiment, mirror.STORE, "made anew")  # as if the file had been deleted
-    assert mirror.sync(mirror.connect(f"sqlite:///{place}/mlflow.db", place), tmp_path, name) == first
+    first = sync(store, tmp_path, name)
+    store.client.set_experiment_tag(store.experiment, STORE, "made anew")  # as if the file had been deleted
+    assert sync(connect(f"sqlite:///{place}/mlflow.db", place), tmp_path, name) == first
 
 
 # ---------------------------------------------------------------------------------------------- the process
 
 
 def command(name: str, runs: Path, uri: str, *more: str) -> list[str]:
-    return [sys.executable, "-m", "crm.mirror", name, "--runs", str(runs), "--uri", uri, "--every", "0.2", *more]
+    return [
+        sys.executable,
+        "-m",
+        "crm.tracking.process",
+        name,
+        "--runs",
+        str(runs),
+        "--uri",
+        uri,
+        "--every",
+        "0.2",
+        *more,
+    ]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -298,5 +312,6 @@ def test_the_process_sends_the_rest_when_the_followed_one_was_killed(place, stor
 def test_finish_tells_the_sweep_command_why_nothing_was_sent(tmp_path, cells, name, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/file/mlflow.db")
-    running = mirror.start(tmp_path, name, SWEEP, cells)
+    asked(tmp_path, name, cells)
+    running = start(tmp_path, name)
     assert "Error" in running.finish()

@@ -66,7 +66,10 @@ def test_several_objectives_give_their_front(tmp_path):
     study = study_of(tmp_path)
     assert len(study.directions) == 2
     rows = [(trial.number, trial.values) for trial in study.trials]
-    beaten = {n for n, mine in rows for _, other in rows if other[0] >= mine[0] and other[1] >= mine[1] and other != mine}
+    beaten = {
+        n for n, mine in rows for _, other in rows
+        if other[0] >= mine[0] and other[1] >= mine[1] and other != mine
+    }  # fmt: skip
     assert {trial.number for trial in study.best_trials} == {n for n, _ in rows} - beaten
 
 

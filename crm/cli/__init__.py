@@ -26,6 +26,7 @@ from crm.cli import (
     status,
     sweeps,
     tables,
+    track,
     tune,
     weights,
     why,
@@ -76,6 +77,7 @@ tables.add_to(app)
 why.add_to(app)
 diff.add_to(app)
 pack.add_to(app)
+track.add_to(app)
 
 
 def main() -> None:

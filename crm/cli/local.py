@@ -12,7 +12,7 @@ import typer
 
 from crm.cli import afterwards
 from crm.cli.started import ask_again
-from crm.machine import Machine, cores
+from crm.machine import Machine, cores, home
 from crm.sweep import Cell, Sweep
 
 
@@ -78,8 +78,9 @@ def run_cells(
     from crm.cli.progress import Board
     from crm.cluster.folder import SweepFolder
     from crm.local import Queue, run_inline, run_local
-    from crm.mirror import start as start_mirror
     from crm.records import open_run
+    from crm.tracking.listing import list_sweep
+    from crm.tracking.process import start as start_mirror
 
     for cell in cells:
         open_run(machine.runs, cell.config)  # refuses moved defaults before anything starts
@@ -90,13 +91,15 @@ def run_cells(
         cells=cells, machine=machine, selection=found.selection, conditions=found.conditions,
         workers=where.workers, gpus=where.gpus, folder=folder,
     )  # fmt: skip
-    mirror = start_mirror(machine.runs, name, found, cells) if track else None
+    if track:
+        list_sweep(machine.runs, name, found, cells, home() / "reports" / name)
+    mirror = start_mirror(machine.runs, name) if track else None
     try:
         with Board(quiet) as board:
             outcome = run_local(queue, board.show, board.say) if cluster == "local" else run_inline(queue, board.show)
     finally:
         if mirror is not None and (trouble := mirror.finish()):
-            say(f"tracking: {trouble}; the runs themselves are complete, and the next call sends what is missing")
+            say(untracked(trouble))
     for cell in cells:
         if reason := outcome.failed.get(cell.label):
             typer.echo(f"{cell.label} failed: {reason}\n  log: {machine.runs / cell.id / 'log.txt'}", err=True)
@@ -106,16 +109,21 @@ def run_cells(
 
 
 def mirror_once(name: str, found: Sweep, cells: Sequence[Cell], runs: Path, say: Callable[[str], object]) -> None:
-    """Sends to an MLflow server what it lacks of runs that were computed on a cluster.
+    """Sends what an MLflow store lacks of a sweep and of its report.
 
-    Without a server nothing is sent: the embedded store is a database in the runs folder, which nodes share there.
+    Of runs on a cluster to a server only: the embedded store is a database file, which nodes would share.
     """
-    from crm.mirror import start
+    from crm.tracking.listing import list_sweep
+    from crm.tracking.process import start
 
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        return
-    if trouble := start(runs, name, found, cells).finish():
-        say(f"tracking: {trouble}; the runs themselves are complete, and the next call sends what is missing")
+    list_sweep(runs, name, found, cells, home() / "reports" / name)
+    if trouble := start(runs, name).finish():
+        say(untracked(trouble))
+
+
+def untracked(trouble: str) -> str:
+    """What is said where MLflow lacks something."""
+    return f"tracking: {trouble}; the runs are unharmed, and `crm track sync` sends what is missing"
 
 
 def then(found: Sweep, cells: Sequence[Cell], machine: Machine, failed: dict[str, str], quiet: bool) -> dict[str, str]:

@@ -4,7 +4,8 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -42,6 +43,7 @@ def train(
     loader_workers: Loaders = 0,
     cache: Cache = False,
     machine: On = None,
+    track: Annotated[bool, typer.Option("--track/--no-track", help="Mirror the run into MLflow.")] = True,
     json: Json = False,
 ) -> None:
     """Trains one experiment here, from its newest checkpoint on, and evaluates its checkpoints on clean test frames.
@@ -77,11 +79,30 @@ def train(
         _print_selections(folder, config, json)
         raise typer.Exit(3)
     join(device)
-    for selection in selections(config):
-        carry_out(folder, where, selection, [CLEAN_TEST], json)
+    with mirrored(experiment, config, folder, track and world().chief, json):
+        for selection in selections(config):
+            carry_out(folder, where, selection, [CLEAN_TEST], json)
     if world().chief:
         _print_selections(folder, config, json)
     leave()
+
+
+@contextmanager
+def mirrored(experiment: str, config: Config, folder: Path, track: bool, json: bool) -> Iterator[None]:
+    """Mirrors a run into MLflow while the caller works on it."""
+    from crm.cli.local import untracked
+    from crm.tracking.listing import list_run
+    from crm.tracking.process import start
+
+    if not track:
+        yield
+        return
+    mirror = start(folder.parent, list_run(folder.parent, experiment, config, folder.name).name)
+    try:
+        yield
+    finally:
+        if trouble := mirror.finish():
+            typer.echo(untracked(trouble), err=True)
 
 
 def checkpoint_file(folder: Path, selection: str) -> Path:

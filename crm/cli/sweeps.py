@@ -1,5 +1,6 @@
 """Sweeps: run on this machine or on a cluster, report."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -93,6 +94,7 @@ def sweep(
     from crm.cluster.settings import resources as slurm_resources
     from crm.names import chosen
     from crm.stale import supersede
+    from crm.tracking.listing import list_sweep
 
     if bool(for_table) == bool(name):
         raise ValueError(
@@ -164,6 +166,8 @@ def sweep(
     changes, partly = options.changes(sets), bool(chosen_cells)
     nothing = not left and not (besides and cluster != "slurm")
     if cluster == "slurm" and not nothing:
+        if track:
+            list_sweep(folder, name, found, every, home() / "reports" / name)
         done = submit_sweep(name, found, cells, machine, resources or [], partly, changes, held, smoke, say)
         options.echo_json(done) if json else None
         if not done["submitted"]:
@@ -182,13 +186,13 @@ def sweep(
         except KeyboardInterrupt:
             options.interrupted()
     written = write_report(name, found, folder, data_root, sets, say) if report and not failed else None
+    if track and (written or nothing) and (cluster != "slurm" or os.environ.get("MLFLOW_TRACKING_URI")):
+        mirror_once(name, found, cells, folder, say)  # the report, or what a store lacked the last time
     if json:
         after = planned(found, every, folder, cells)
         options.echo_json({"cells": [asdict(line) for line in after], "failed": failed, "report": written})
     if failed:
         raise typer.Exit(1)
-    if nothing and cluster == "slurm" and track:
-        mirror_once(name, found, cells, folder, say)
     if nothing and not report:
         say("nothing to do: every cell is trained and evaluated, or on its way")
         raise typer.Exit(3)
@@ -204,12 +208,20 @@ def report(
     without: Without = None,
     runs: Runs = None,
     data: Data = None,
+    from_mlflow: Annotated[
+        str, typer.Option("--from-mlflow", metavar="URI", help="Read an MLflow store instead of run folders.")
+    ] = "",
     json: Json = False,
 ) -> None:
     """Writes the tables, curves, panels and page of a sweep from its finished runs."""
     name, found = options.find_sweep(name, seeds, base, recipe, tiny, without)
     say = _say_nothing if json else typer.echo
-    path = write_report(name, found, options.runs_folder(runs), options.data_folder(data), sets, say)
+    folder = options.runs_folder(runs)
+    if from_mlflow:
+        from analysis.from_mlflow import fetch
+
+        folder = fetch(found, from_mlflow, home() / "cache", options.changes(sets))
+    path = write_report(name, found, folder, options.data_folder(data), sets, say)
     if json:
         options.echo_json({"report": path})
 

@@ -25,6 +25,8 @@ from crm.conditions import condition
 from crm.failures import reason_of
 from crm.machine import Machine
 from crm.records import read_config
+from crm.tracking.listing import listed
+from crm.tracking.process import Mirror, start
 from crm.worker import DONE, FAILED, STOPPED, TAKEN, StopFlag, attempt, print_to
 
 log = logging.getLogger("crm.cluster")
@@ -81,6 +83,7 @@ def _cell(folder: SweepFolder, submission: Submission, number: int) -> None:
     conditions = [condition(name) for name in submission.conditions]
     job = identity(submission, number)
     log.info("job %s on %s, %s left", job["id"], job["node"], "unknown time" if left is None else f"{left:.0f} s")
+    mirror = _mirror(folder, id) if _chief(machine) else None
     code = attempt(run, machine, uuid4().hex[:16], submission.selection, conditions, stop, lambda _: None, job)
     log.info("attempt over: %s", {DONE: "done", FAILED: "failed", STOPPED: "stopped", TAKEN: "taken"}[code])
     _end(machine, code)
@@ -88,8 +91,25 @@ def _cell(folder: SweepFolder, submission: Submission, number: int) -> None:
         # asked to go by a signal: only when the job is gone can be told whether it starts again by itself
         own = None if code == STOPPED and not stop.over else (submission.token, number)
         _look_after(folder, own)
+    if mirror is not None:  # whoever has no time left does not wait
+        trouble = mirror.finish(patience=0.0 if code == STOPPED else MIRROR_PATIENCE)
+        log.info("tracking: %s", trouble or "all is sent")
     if code == FAILED or (code == TAKEN and machine.processes > 1):
         sys.exit(code)  # so that the scheduler calls it failed too, and ends the other processes
+
+
+MIRROR_PATIENCE = 60.0  # seconds that a job waits for MLflow at its end
+
+
+def _mirror(folder: SweepFolder, id: str) -> Mirror | None:
+    """The mirror of this run, where there is a server: the embedded store is a file, which nodes would share."""
+    if not os.environ.get("MLFLOW_TRACKING_URI") or folder.name not in listed(folder.runs):
+        return None
+    try:
+        return start(folder.runs, folder.name, only=id)
+    except OSError as error:
+        log.warning("the run is not mirrored: %s", error)
+        return None
 
 
 def _machine(submission: Submission) -> Machine:
