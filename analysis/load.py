@@ -1,15 +1,20 @@
 """Run folders as frames: one row per cell and condition, and one row per cell for what its training cost."""
 
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+import sweeps
 from crm.confusion import Evaluation, iou, load_evaluation, miou
+from crm.names import chosen
 from crm.records import evaluation, read_json, state
-from crm.sweep import Cell, Sweep
+from crm.sweep import Cell, Sweep, tiny
+from experiments import synthetic_tiny
 
 Key = tuple[str, int, str]  # variant, seed, name of the condition
 Evidence = dict[Key, Evaluation]  # what has been evaluated, without prediction maps
@@ -55,6 +60,22 @@ def load(sweep: Sweep, runs: Path, changes: Mapping[str, Any] | None = None) -> 
     An evaluation that does not exist is a row without metrics, so that a count leaves it out.
     """
     return read(sweep, runs, changes).records
+
+
+def frame(name: str, runs: str | Path = "runs", changes: Mapping[str, Any] | None = None) -> pd.DataFrame:
+    """`load` for notebooks: a sweep by name, in any of its forms, as in `frame("demo@tiny", "runs")`.
+
+    ValueError names the sweeps that there are.
+    """
+    plain, at, form = name.partition("@")
+    known = sorted(info.name for info in pkgutil.iter_modules(sweeps.__path__))
+    chosen("sweep", plain, dict.fromkeys(known))
+    found = import_module(f"sweeps.{plain}").sweep
+    if at:
+        if form != "tiny":
+            raise ValueError(f"{name}: only sweeps as declared and their tiny form go by name; `load` takes any Sweep")
+        found = tiny(found, synthetic_tiny.config)
+    return load(found, Path(runs), changes)
 
 
 def read(sweep: Sweep, runs: Path, changes: Mapping[str, Any] | None = None) -> Study:

@@ -170,8 +170,8 @@ class Evaluation:
         }
 
 
-def save_evaluation(path: Path, evaluation: Evaluation) -> None:
-    """Writes atomically; the file's existence means that the evaluation is complete."""
+def save_evaluation(path: Path, evaluation: Evaluation) -> str:
+    """Writes atomically, so that the file's existence means that the evaluation is complete; SHA-256 of the file."""
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {"confusion": evaluation.confusion, "names": evaluation.names, "night": evaluation.night}
     for name in ("predictions", "calibration"):
@@ -180,6 +180,7 @@ def save_evaluation(path: Path, evaluation: Evaluation) -> None:
     np.savez_compressed(buffer, meta=np.array(json.dumps({"schema": SCHEMA, **evaluation.meta})), **arrays)
     write_bytes(path, buffer.getvalue())
     _note(path, evaluation, buffer.getvalue())
+    return sha256(buffer.getvalue()).hexdigest()
 
 
 def summed(evaluation: Evaluation, content: bytes | None = None) -> dict[str, Any]:
@@ -217,5 +218,14 @@ def load_evaluation(path: Path, predictions: bool = False) -> Evaluation:
             meta = json.loads(str(stored["meta"]))
             calibration = stored.get("calibration")
             return Evaluation(stored["confusion"], stored["names"], stored["night"], maps, meta, calibration)
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged; delete it, and it is computed anew") from error
+
+
+def load_meta(path: Path) -> dict[str, Any]:
+    """What an evaluation says of itself, without its matrices."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return json.loads(str(stored["meta"]))
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged; delete it, and it is computed anew") from error

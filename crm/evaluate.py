@@ -37,6 +37,7 @@ from crm.data.frames import Frame
 from crm.data.mapping import OTHER, Mapping, mapping
 from crm.data.specs import DATASETS, DatasetSpec
 from crm.data.transforms import DIVISOR
+from crm.evaluated import keep_code, note
 from crm.machine import Machine
 from crm.model.query_decoder import Prediction
 from crm.model.segmenter import Hidden, Image, Maps, Modality, Segmenter, build_segmenter, semantic_scores
@@ -94,6 +95,7 @@ def evaluate_run(
     checkpoint = load_checkpoint(path)
     trained = DATASETS[trained_on(claim.folder)]
     made_by = {"selection": selection, "step": checkpoint.meta["step"], "checkpoint_sha256": file_hash(path)}
+    code = keep_code(claim.folder, selection)
     model = build_segmenter(config.model, trained.num_classes).to(machine.device)
     model.load_state_dict(checkpoint.weights)
     done, count, seconds = 0, 0, 0.0
@@ -123,8 +125,9 @@ def evaluate_run(
         written, began = 0, time.monotonic()
         for condition, result in evaluate(model, split, wanted, batch, machine.device, trained, stop, told, kept):
             claim.check()
-            result = replace(result, meta={**result.meta, **made_by})
-            save_evaluation(evaluation(claim.folder, selection, condition), result)
+            result = replace(result, meta={**result.meta, **made_by, "code": code})
+            content = save_evaluation(evaluation(claim.folder, selection, condition), result)
+            note(claim.folder, selection, condition, content, result.meta)
             written += 1
             append(
                 claim.folder,
@@ -133,6 +136,7 @@ def evaluate_run(
                 condition=condition.name,
                 miou=result.miou,
                 seconds=result.meta["seconds"],
+                sha256=content,
             )
         if written < len(wanted):
             return False  # stopped

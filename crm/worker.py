@@ -33,6 +33,7 @@ from crm.records import (
     append,
     claim,
     eased,
+    file_hash,
     lacking,
     read_config,
     read_json,
@@ -101,6 +102,7 @@ def attempt(
         if _chief(machine.processes):  # a scheduler that has lost sight of a finished job starts it again
             mine.release()
         return DONE
+    was_trained = (folder / "result.json").exists()
     try:
         finished = _work(mine, read_config(folder), machine, selection, conditions, stop, tell)
     except Superseded:
@@ -114,11 +116,12 @@ def attempt(
         return FAILED
     if _chief(machine.processes):
         if finished:
-            append(folder, "end", token=mine.token, outcome="done")
+            append(folder, "end", token=mine.token, outcome="done", **_result_written(folder, was_trained))
         else:
             kind = "time" if isinstance(stop, StopFlag) and stop.over else "preempted"
             step = (read_json(folder / "progress.json") or {}).get("step", 0)
-            append(folder, "end", token=mine.token, outcome="stopped", kind=kind, step=step)
+            result = _result_written(folder, was_trained)
+            append(folder, "end", token=mine.token, outcome="stopped", kind=kind, step=step, **result)
         mine.release()
     return DONE if finished else STOPPED
 
@@ -175,6 +178,15 @@ def _work(
     if not _chief(machine.processes):
         return True
     return evaluate_run(config, machine, mine, selection, lacking(mine.folder, selection, conditions), stop, tell)
+
+
+def _result_written(folder: Path, before: bool) -> dict[str, str]:
+    """What result.json was when training ended, for whoever asks whether it was edited since.
+
+    Only of the attempt that wrote it: a later one cannot know.
+    """
+    path = folder / "result.json"
+    return {} if before or not path.exists() else {"result_sha256": file_hash(path)}
 
 
 def _record_failure(mine: Claim, error: BaseException) -> None:

@@ -60,7 +60,7 @@ class Net:
 
 
 def touched(before: str, after: str) -> set[str]:
-    return set(fingerprint._changed(parts(before), parts(after)))
+    return set(fingerprint.differing(parts(before), parts(after)))
 
 
 @pytest.mark.parametrize(
@@ -113,8 +113,7 @@ def edited(copy: Path, name: str, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-    fingerprint._text_hash.cache_clear()
-    fingerprint._parts.cache_clear()
+    fingerprint.forget()
 
 
 @pytest.fixture
@@ -145,8 +144,7 @@ def test_a_run_names_the_code_that_has_changed_since(folder, cell, copy):
 
 def test_a_module_that_is_gone_is_a_change(folder, cell, copy):
     (copy / "crm/optim.py").unlink()
-    fingerprint._text_hash.cache_clear()
-    fingerprint._parts.cache_clear()
+    fingerprint.forget()
     assert "crm.optim." in str(stale(folder, cell, root=copy))
 
 

@@ -14,9 +14,11 @@ from crm.cli import (
     cluster,
     data,
     diagnose,
+    diff,
     evaluate,
     inspect,
     logs,
+    pack,
     plan,
     predict,
     runs,
@@ -24,6 +26,7 @@ from crm.cli import (
     sweeps,
     tables,
     weights,
+    why,
 )
 from crm.cluster.folder import Busy
 from crm.cluster.slurm import Unreachable
@@ -66,6 +69,9 @@ weights.add_to(app)
 logs.add_to(app)
 clean.add_to(app)
 tables.add_to(app)
+why.add_to(app)
+diff.add_to(app)
+pack.add_to(app)
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
 """Evaluating a trained run, or weights from elsewhere, also on another data set than its own."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,17 +12,19 @@ from crm.cli import options
 from crm.cli.options import Data, Device, Json, Runs, Slurm
 from crm.cli.runs import Threads, carry_out, checkpoint_file, find_run, matching_runs, run_machine
 from crm.cli.scores import number, print_scores
-from crm.conditions import suite
+from crm.conditions import Condition, condition, suite
 from crm.machine import Machine, cores
 from crm.sweep import SELECTIONS
 
 if TYPE_CHECKING:
+    from crm.sweep import Cell
     from crm.weights.files import Source
 
 Target = Annotated[str, typer.Argument(help="A run id, enough of its first digits, or a file of weights.")]
 Select = Annotated[str, typer.Option("--select", help=f"Checkpoint: {', '.join(SELECTIONS)}.")]
 
 
+RERUN = ("stale", "all")
 SHOWN = ("clean", "worst", "EMM average", "EMM E(0.1)", "reliance gap", "mPC rgb", "mPC thermal")  # of a sweep's runs
 
 
@@ -42,6 +46,9 @@ def evaluate(
     data: Data = None,
     device: Device = "cpu",
     threads: Threads = 0,
+    rerun: Annotated[
+        str, typer.Option("--rerun", metavar="WHICH", help="Compute anew: stale or all. The old ones are kept.")
+    ] = "",
     workers: Annotated[
         int, typer.Option("--workers", "-j", min=0, help="Runs of a sweep at once. [default: one per core]")
     ] = 0,
@@ -54,6 +61,7 @@ def evaluate(
     What is on disk already is not computed again. A file of weights is imported first, as `crm weights import` does. Of
     a sweep the runs that are trained are evaluated, several at once.
     """
+    from crm.cli.why import cell_of
     from crm.confusion import load_evaluation
     from crm.data.dataset import open_run_split
     from crm.names import chosen
@@ -63,18 +71,22 @@ def evaluate(
     conditions = suite(suite_name)
     chosen("subset", subset or "day", dict.fromkeys(("day", "night")))
     chosen("cluster", cluster, dict.fromkeys(("local", "slurm")))
+    chosen("--rerun", rerun or "stale", dict.fromkeys(RERUN))
     if target.partition("@")[0] in options.modules("sweeps"):
         for name, given in (("--on", on), ("--per-class", per_class), ("--without", without)):
             if given:
                 raise ValueError(f"{name} is about one run, and {target} is a sweep")
         machine = run_machine(options.runs_folder(runs), options.data_folder(data), device, threads)
         evaluate_sweep(
-            target, suite_name, selection, subset, machine, workers, bool(threads), cluster, resources or [], json
-        )
+            target, suite_name, selection, subset, machine, workers, bool(threads), cluster, resources or [], json,
+            rerun,
+        )  # fmt: skip
         return
     folder, selection = find_target(options.runs_folder(runs), target, on, selection, options.data_folder(data))
     for name in without or []:
         chosen("class", name, dict.fromkeys(scored_classes(folder)))
+    if rerun:
+        conditions = make_way(folder, cell_of(folder), selection, conditions, rerun, options.data_folder(data))
     nothing_to_do = not lacking(folder, selection, conditions)
     if not nothing_to_do:
         machine = run_machine(folder.parent, options.data_folder(data), device, threads)
@@ -99,6 +111,7 @@ def evaluate_sweep(
     cluster: str,
     resources: list[str],
     json: bool,
+    rerun: str = "",
 ) -> None:
     """Evaluates every trained run of a sweep under a suite, and prints a line for each; exits with 3 if all were."""
     from crm.cli.local import Places, run_cells
@@ -116,6 +129,8 @@ def evaluate_sweep(
         typer.echo(f"{len(cells) - len(trained)} of {len(cells)} runs are not trained and left out", err=True)
     for cell in trained:
         checkpoint_file(machine.runs / cell.id, selection)
+        if rerun:
+            make_way(machine.runs / cell.id, cell, selection, found.conditions, rerun, machine.data)
     todo = [cell for cell in trained if lacking(machine.runs / cell.id, selection, found.conditions)]
     say = (lambda text: None) if json else typer.echo
     if todo and cluster == "slurm":
@@ -156,6 +171,41 @@ def evaluate_sweep(
         typer.echo(options.table(rows, ["run", *SHOWN]) + f"\nmIoU, per cent, {subset or 'all'} test images")
     if not todo:
         raise typer.Exit(3)
+
+
+def make_way(
+    folder: Path, cell: "Cell", selection: str, conditions: Sequence[Condition], rerun: str, data: Path | None
+) -> list[Condition]:
+    """Moves evaluations that are to be computed anew out of the way; which conditions are then to be evaluated.
+
+    A choice of checkpoint that is stale is not, for evaluating mends nothing there. Where frames have changed, all
+    evaluations of their split go: those on other frames could not stand beside the new ones.
+    """
+    from crm.stale import evaluations_stale, supersede_evaluations
+
+    checkpoint_file(folder, selection)
+    there = there_are(folder).get(selection, [])
+    due = {}
+    if there and rerun == "stale":
+        for name, one in evaluations_stale(folder, cell, selection, there, content=True, data=data).items():
+            due[name] = {reason.kind: reason.words for reason in one.reasons if reason.kind != "choice"}
+    else:
+        due = {one.name: {"all": "asked for"} for one in there}
+    again = [one for one in there if due[one.name] and (one in conditions or "data" in due[one.name])]
+    if again:
+        supersede_evaluations(folder, selection, again)
+        words = dict.fromkeys("; ".join(due[one.name].values()) for one in again)
+        typer.echo(f"{folder.name}: {len(again)} evaluations are computed anew: {' | '.join(words)}", err=True)
+    return list(dict.fromkeys([*conditions, *again]))
+
+
+def there_are(folder: Path) -> dict[str, list[Condition]]:
+    """Selection -> the conditions that a run has evaluations of, but for those that there are no more."""
+    found: dict[str, list[Condition]] = {}
+    for path in sorted((folder / "evals").glob("[!.]*/*.npz")):
+        with suppress(ValueError):
+            found.setdefault(path.parent.name, []).append(condition(path.name.removesuffix(".npz")))
+    return {selection: sorted(conditions) for selection, conditions in found.items()}
 
 
 def find_target(runs: Path, target: str, on: str | None, selection: str, data: Path | None) -> tuple[Path, str]:
