@@ -40,12 +40,13 @@ def tables(
 ) -> None:
     """Writes the paper's tables from the records, each with its ledger, and says how their cells stand."""
     from analysis.paper import ledger
+    from analysis.paper.render import index, write
 
     place = out or home() / "reports" / ("tables-tiny" if small else "tables")
     built = built_tables(names, small, options.runs_folder(runs), check)
     for one in built:
-        ledger.write(one, place / one.table.name)
-        render(one, place / one.table.name)
+        ledger.write(one, place)
+        write(one, place)
     index(built, place)
     lacking = {one.table.name: [cell for cell in one.cells.values() if cell.lacking] for one in built}
     commands = list(dict.fromkeys(command for one in built for command in one.commands))
@@ -131,14 +132,6 @@ def status_of_tables(name: str, small: bool, runs: Path, json: bool) -> None:
         options.echo_json(found)
     else:
         typer.echo("\n\n".join(map(states_text, built)))
-
-
-def render(built: "Built", folder: Path) -> None:
-    """Every rendering of one table."""
-
-
-def index(built: "Sequence[Built]", folder: Path) -> None:
-    """The page of all tables."""
 
 
 def _counts(built: "Built") -> list[str]:
