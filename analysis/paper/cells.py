@@ -52,9 +52,19 @@ def build(table: Table, records: Records, sweeps: Sweeps, cache: Cache) -> Built
     )  # fmt: skip
 
 
-def build_all(tables: Sequence[Table], runs: Path, form: str, cache: Path, check: bool = False) -> list[Built]:
-    """Several tables, each run folder read once."""
-    records, sweeps, known = Records(runs, check), Sweeps(form), Cache(cache)
+def build_all(
+    tables: Sequence[Table], runs: Path, form: str, cache: Path, check: bool = False, sweeps: Sweeps | None = None
+) -> list[Built]:
+    """Several tables, each run folder read once.
+
+    Args:
+        form: "" or "tiny", of the sweeps.
+        cache: the folder where bootstraps are remembered.
+        check: whether evaluations are read whole, to see whether one was edited.
+        sweeps: where the caller knows them already.
+    """
+    records, known = Records(runs, check), Cache(cache)
+    sweeps = sweeps or Sweeps(form)
     return [build(table, records, sweeps, known) for table in tables]
 
 
@@ -94,9 +104,13 @@ def _differs(own: Sequence, usual: Sequence) -> str:
         if mine != theirs:
             plain = name not in ("images", "classes")
             return f"it was evaluated with other {name} than the rest of the column" + (
-                f" ({mine}, not {theirs})" if plain else ""
+                f" ({_plainly(mine)}, not {_plainly(theirs)})" if plain else ""
             )
     raise ValueError("they are the same")
+
+
+def _plainly(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _distinct(found: Found) -> Found:
