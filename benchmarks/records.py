@@ -18,6 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
+from analysis.paper.cells import build_all
+from analysis.paper.ledger import write
+from analysis.paper.render import write as render
+from analysis.paper.spec import Column, Row, Table
+from analysis.paper.wanted import Form, Sweeps
+from crm.cli.status import stand, status_text
 from crm.conditions import CLEAN_TEST
 from crm.config import flatten
 from crm.confusion import Evaluation, save_evaluation
@@ -70,13 +76,6 @@ def generate(folder: Path, found: Sweep) -> None:
 
 def look(folder: Path, runs: int, seeds: int) -> dict[str, float]:
     """In this process: seconds of the two looks, and its peak of memory in bytes."""
-    from analysis.paper.cells import build_all
-    from analysis.paper.ledger import write
-    from analysis.paper.render import write as render
-    from analysis.paper.spec import Column, Row, Table
-    from analysis.paper.wanted import Form, Sweeps
-    from crm.cli.status import stand, status_text
-
     began = time.perf_counter()
     found = sweep(runs, seeds)
     cells = found.cells()
