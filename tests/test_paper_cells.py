@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def record(
     condition: Condition,
     confusion: np.ndarray | None = None,
     selection: str = "last",
+    names: Sequence[str] = (),
     **meta: object,
 ) -> Path:
     """A trained run with one more evaluation."""
@@ -53,7 +55,7 @@ def record(
     if not (folder / "result.json").exists():
         trained(runs, cell)
     confusion = matrices(cell.label, condition) if confusion is None else confusion
-    names = np.array([f"{i:05d}{'N' if i % 3 else 'D'}" for i in range(len(confusion))])
+    names = np.array(names or [f"{i:05d}{'N' if i % 3 else 'D'}" for i in range(len(confusion))])
     about = {
         "condition": condition.name,
         "split": "test",

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_paper_cells import CELLS, CLEAN_TEST, MISSING, record
+from crm.data.dataset import open_split
+from tests.test_paper_cells import CELLS, CLEAN_TEST, MISSING, matrices, record
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -84,11 +85,21 @@ def test_a_dry_run_plans_exactly_what_lacks(home):
 
 
 @pytest.mark.slow
-def test_what_a_table_lacks_is_trained_evaluated_and_then_it_is_final(home):
-    done = crm(home, "sweep", "--for", "sharing", "--tiny", "--yes", "--no-track", "--workers", "1")
+def test_what_a_table_lacks_is_trained_and_evaluated_and_then_it_is_final(tmp_path):
+    split = open_split("synthetic", "test", size=(64, 96), limit=8)
+    for label, cell in CELLS.items():
+        for condition in (CLEAN_TEST, *MISSING):
+            if not label.startswith("all stages"):
+                record(tmp_path / "runs", cell, condition, matrices(label, condition, 8), names=list(split.names))
+    done = crm(tmp_path, "sweep", "--for", "sharing", "--tiny", "--yes", "--no-track")
     assert done.returncode == 0, done.stderr
-    assert crm(home, "sweep", "--for", "sharing", "--tiny", "--yes", "--no-track").returncode == 3
-    final = crm(home, "tables", "sharing", "--tiny", "--final")
-    # the real run saw its own eight images, and the invented ones twelve: it is refused, never averaged over
-    assert final.returncode == 1 and "all stages/1" not in final.stdout.partition("What fills")[0]
-    assert "mixed protocols" in final.stderr
+    assert "2 of 2 runs to do" in done.stdout
+    final = crm(tmp_path, "tables", "sharing", "--tiny", "--final", "--check")
+    assert final.returncode == 0, final.stderr
+    assert "25 fresh" in final.stdout
+    again = crm(tmp_path, "sweep", "--for", "sharing", "--tiny", "--yes", "--no-track")
+    assert again.returncode == 3 and "nothing to do" in again.stdout
+    evaluations = sorted(
+        path.stem for path in (tmp_path / "runs" / CELLS["all stages/0"].id / "evals/last").glob("*.npz")
+    )
+    assert evaluations == sorted(one.name for one in (CLEAN_TEST, *MISSING))  # and not the sweep's whole suite
