@@ -1,4 +1,4 @@
-"""Published results, from published.csv: data with their source, never typed into code.
+"""Published results, from published.csv and published_gains.csv: data with their source, never typed into code.
 
 `tag` says how sure a number is: R read in the method's own README, A in its abstract, X in somebody else's table. What
 was found nowhere is absent. mIoU is in per cent, single scale, over all classes of the data set, class 0 included.
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FILE = Path(__file__).with_name("published.csv")
+GAINS = Path(__file__).with_name("published_gains.csv")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,3 +37,17 @@ def results() -> dict[str, Published]:
 def published() -> dict[str, Published]:
     """Those of the method itself, by experiment."""
     return {row.experiment: row for row in results().values() if row.experiment}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedGain:
+    claim: str  # its name in analysis.claims
+    gain: float  # points of mIoU
+    source: str
+
+
+def published_gains() -> dict[str, PublishedGain]:
+    """Gains that were published without the numbers they are differences of, by claim."""
+    with GAINS.open(newline="") as file:
+        rows = [PublishedGain(**{**row, "gain": float(row["gain"])}) for row in csv.DictReader(file)]  # pyright: ignore
+    return {row.claim: row for row in rows}

@@ -16,16 +16,20 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from analysis.load import Study
 from analysis.stats import (
     DRAWS,
+    LEVEL,
+    RECORDED,
     Estimate,
     Interval,
     Summary,
     best_rows,
     bootstrap_miou,
+    holm,
     image_draws,
     over_seeds_and_images,
     paired_gain,
     recording_draws,
     spread,
+    stray,
     summary,
 )
 from crm.conditions import CLEAN_TEST, DEGRADATIONS, IN_THE_NETWORK, MISSING, Condition, Degradation
@@ -166,11 +170,11 @@ class Comparison:
         if key not in self._gains:
             runs = values(self.study.records, measure)
             pairs = paired_gain(runs[subject], runs[reference])
-            if pairs.empty:
+            found = None if pairs.empty else self.estimate(measure, {subject: 1, reference: -1}, pairs)
+            if found is None or (interval := found.interval()) is None:  # one run on one image says nothing at all
                 self._gains[key] = Gain(float("nan"), float("nan"), 0, None)
             else:
-                found = self.estimate(measure, {subject: 1, reference: -1}, pairs)
-                self._gains[key] = Gain(found.mean, found.sd, found.n, found.interval(), found)
+                self._gains[key] = Gain(found.mean, found.sd, found.n, interval, found)
         return self._gains[key]
 
     def estimate(self, measure: Measure, weights: Mapping[str, float], runs: pd.Series) -> Estimate:
@@ -218,28 +222,37 @@ class Comparison:
 
 
 def ablation(study: Study, compare: Comparison) -> pd.DataFrame:
-    """One row per variant: for each measure `.mean .sd .n`, `.gain .low .high .pairs .verdict .over` against the
-    baseline, and the training cost: `cost.ratio` to the baseline at equal seed with `.sd .n`, `cost.seconds` per step.
+    """One row per variant, with the training cost: `cost.ratio` to the baseline at equal seed with `.sd .n`, and
+    `cost.seconds` per step. For each measure `.mean .sd .n`, `.best` if it is to be marked in its column, and against
+    the baseline `.gain .low .high .pairs .verdict .over .p`, and `.p_holm`, corrected for all gains of the table.
 
     `seeds` is how many runs the sweep asks for, `done` how many of them are evaluated under every condition.
     """
     reference = study.sweep.reference
+    columns = measures(study.sweep.conditions)
+    best = {measure.key: compare.best(measure) for measure in columns}
     rows = {}
     for variant in study.sweep.variants:
         mine = study.records[study.records["variant"] == variant]
         complete = mine.groupby("seed")["miou"].apply(lambda column: column.notna().all())
         row: dict[str, Any] = {"seeds": len(complete), "done": int(complete.sum())}
-        for measure in measures(study.sweep.conditions):
+        for measure in columns:
             total = summary(values(study.records, measure)[variant])
             row |= {f"{measure.key}.{name}": getattr(total, name) for name in ("mean", "sd", "n")}
-            row[f"{measure.key}.best"] = variant in compare.best(measure)
+            row[f"{measure.key}.best"] = variant in best[measure.key]
             if variant != reference:
                 gain = compare.gain(measure, variant, reference)
                 row |= {f"{measure.key}.gain": gain.mean, f"{measure.key}.pairs": gain.n}
                 row |= {f"{measure.key}.{end}": getattr(gain.interval, end, None) for end in ("low", "high", "over")}
                 row[f"{measure.key}.verdict"] = gain.verdict
+                row[f"{measure.key}.p"] = gain.estimate.p() if gain.estimate else float("nan")
         rows[variant] = row | _cost(study, variant)
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
+    tested = [f"{measure.key}.p" for measure in columns if f"{measure.key}.p" in table]
+    corrected = holm(table[tested].to_numpy(float).ravel()).reshape(len(table), len(tested))
+    for column, name in enumerate(tested):
+        table[f"{name}_holm"] = corrected[:, column]
+    return table
 
 
 def _cost(study: Study, variant: str) -> dict[str, Any]:
@@ -316,8 +329,8 @@ def shown_ablation(table: pd.DataFrame, study: Study) -> Shown:
 def _notes(table: pd.DataFrame, study: Study, columns: Sequence[Measure], over: set[str]) -> list[str]:
     reference = study.sweep.reference
     notes = [
-        "mIoU in per cent on the test split: mean ± standard deviation over training seeds. Bold: the highest mean, and "
-        "every row that is not significantly worse at equal seed (5 %, Holm's correction within the column)."
+        "mIoU in per cent on the test split: mean ± standard deviation over training seeds. Bold: the highest mean "
+        "and every row that is not significantly worse at equal seed (5 %, Holm's correction within the column)."
     ]
     if over:
         notes.append(
@@ -329,6 +342,14 @@ def _notes(table: pd.DataFrame, study: Study, columns: Sequence[Measure], over: 
             f"Worst case: the lowest mIoU of a run over the {len(worst[0].conditions)} conditions that change what the "
             "network is given."
         )
+    notes += _corrected(table, columns)
+    notes += _recordings(study) if over else []
+    every = study.evidence.values()
+    if strays := sorted({found.meta["classes"][i] for found in every for i in stray(found.confusion)}):
+        notes.append(
+            f"Predicted somewhere and labelled nowhere: {', '.join(strays)}. Such a class counts as 0 in the mIoU of "
+            "who predicts it; in the draws that intervals are from it is left out for all."
+        )
     notes.append(f"Training cost: time per step relative to “{reference}” at equal seed.")
     if (table["done"] < table["seeds"]).any():
         lacking = int((table["seeds"] - table["done"]).sum())
@@ -337,6 +358,34 @@ def _notes(table: pd.DataFrame, study: Study, columns: Sequence[Measure], over: 
             "A dash is a number that does not exist yet."
         )
     return notes
+
+
+def _corrected(table: pd.DataFrame, columns: Sequence[Measure]) -> list[str]:
+    """Which gains are not significant any more when all gains of the table count."""
+    tests = sum(int(table[f"{one.key}.p"].notna().sum()) for one in columns if f"{one.key}.p" in table)
+    lost = [
+        f"“{variant}” ({measure.label})"
+        for measure in columns
+        if f"{measure.key}.p" in table
+        for variant, row in table.iterrows()
+        if row[f"{measure.key}.p"] < 1 - LEVEL <= row[f"{measure.key}.p_holm"]
+    ]
+    if tests < 2:
+        return []
+    held = "every one whose interval excludes 0 holds" if not lost else f"these do not hold: {', '.join(lost)}"
+    return [f"With Holm's correction over the {tests} gains of this table, {held}."]
+
+
+def _recordings(study: Study) -> list[str]:
+    """Whether the intervals know of neighbouring frames that are alike."""
+    first = next(iter(study.evidence.values()))
+    found = {recording(str(name), first.meta["dataset"]) for name in first.names}
+    if len(found) >= RECORDED or len(found) == len(first.names):
+        return []
+    return [
+        f"The {len(first.names)} test images are of {len(found)} recordings, too few to tell how these differ. The "
+        "intervals take images as independent; where neighbouring frames are alike they cover less than 95 %."
+    ]
 
 
 def shown_robustness(table: pd.DataFrame, study: Study) -> Shown:

@@ -2,10 +2,11 @@
 
     python -m benchmarks.coverage [--studies 5000] [--seeds 2,3,5,10] [--json]
 
-A study is two rows at s paired seeds on one test set of MF's size. The gain of a seed on an image is the true gain, what
-the seed adds (both networks vary over seeds, so the gain's deviation is sqrt(2) times that of one), what the image adds
-for all seeds alike, and what is left of image and seed together. Images of a recording of 20 frames are alike to some
-degree. mIoU is taken as linear in the images, which for hundreds of them it nearly is. What each interval is asked for:
+A study is two rows at s paired seeds on one test set of MF's size. The gain of a seed on an image is the true gain,
+what the seed adds (both networks vary over seeds, so the gain's deviation is sqrt(2) times that of one), what the image
+adds for all seeds alike, and what is left of image and seed together. Images of a recording of 20 frames are alike to
+some degree. mIoU is taken as linear in the images, which for hundreds of them it nearly is. What each interval is
+asked for:
 
     this test set   t over the paired gains: other seeds, these images (the target moves with the images)
     welch           t over seeds and images with Satterthwaite's degrees of freedom: other seeds, other images

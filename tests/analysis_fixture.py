@@ -57,12 +57,14 @@ def trained(runs: Path, cell: Cell, seconds: float = 0.2) -> Path:
     return folder
 
 
-def evaluated(folder: Path, condition: Condition, confusion: np.ndarray, names: Collection[str] = ()) -> None:
+def evaluated(
+    folder: Path, condition: Condition, confusion: np.ndarray, names: Collection[str] = (), dataset: str = "synthetic"
+) -> None:
     """One evaluation with given per-image matrices, without prediction maps."""
-    names = np.array(names or [f"{i:05d}{'N' if i % 2 else 'D'}" for i in range(len(confusion))])
+    names = np.array(list(names) or [f"{i:05d}{'N' if i % 2 else 'D'}" for i in range(len(confusion))])
     night = np.array([name.endswith("N") for name in names])
     classes = CLASSES if confusion.shape[1] == len(CLASSES) else [f"class {i}" for i in range(confusion.shape[1])]
-    meta = {"condition": condition.name, "split": condition.split, "dataset": "synthetic", "classes": list(classes)}
+    meta = {"condition": condition.name, "split": condition.split, "dataset": dataset, "classes": list(classes)}
     meta |= {"selection": "last", "ignore_index": 255, "size": [64, 96]}
     found = Evaluation(confusion.astype(np.int32), names, night, None, meta)
     save_evaluation(evaluation(folder, "last", condition), found)

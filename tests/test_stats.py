@@ -1,4 +1,4 @@
-"""What the statistics of tables promise, against SciPy and statsmodels on known data, in planted cases and simulated."""
+"""What the statistics of tables promise: against SciPy and statsmodels, in planted cases, simulated."""
 
 import os
 
@@ -9,6 +9,7 @@ from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
+from analysis.load import read
 from analysis.stats import (
     Cache,
     Estimate,
@@ -33,12 +34,16 @@ from analysis.stats import (
     spread,
     stray,
 )
+from analysis.tables import Comparison, ablation, shown_ablation
 from benchmarks.coverage import Planted, covered
 from crm.conditions import CLEAN_TEST
-from crm.confusion import miou
+from crm.config import override
+from crm.confusion import iou, miou
 from crm.data.recordings import recording
 from crm.records import evaluation
-from tests.analysis_fixture import evaluated
+from crm.sweep import Sweep
+from experiments.synthetic_tiny import config
+from tests.analysis_fixture import evaluated, trained
 
 KNOWN = np.array([0.4, 0.9, -0.1, 0.7, 0.6])
 FEW = np.array([0.5, 0.9, 0.7])
@@ -167,11 +172,11 @@ def test_rare_classes_are_those_that_few_images_have_and_can_be_left_out():
     confusion[:, 2, :] = 0
     confusion[4, 2, 2] = 3
     assert rare(confusion) == [2] and rare(confusion, below=1) == []
+    assert rare(matrices(6, 3)) == [], "a small test set does not make every class rare"
     kept = miou(confusion.sum(axis=0)[None])
     ones = np.ones((1, 30), int)
-    two = [i for i in np.diag(confusion.sum(0)) / (confusion.sum((0, 1)) + confusion.sum((0, 2))
-           - np.diag(confusion.sum(0)))][:2]  # fmt: skip
-    assert bootstrap_miou(confusion, ones, without=[2])[0] == pytest.approx(100 * np.mean(two)) != kept
+    two = iou(confusion.sum(axis=0))[:2]
+    assert bootstrap_miou(confusion, ones, without=[2])[0] == pytest.approx(np.mean(two)) != kept
 
 
 def test_draws_are_those_of_the_matrices_summed_one_by_one():
@@ -349,3 +354,54 @@ def test_a_studentised_interval_of_one_seed_is_over_images():
     drawn = rng().normal(1, 0.1, (1, 500))
     assert hierarchical_studentised(np.array([1.0]), drawn, 50, rng()).over == "test images"
     assert hierarchical_percentile(drawn, rng()).over == "test images"
+
+
+# ---------------------------------------------------------------------------------------------- in tables
+
+
+ROWS = {"a": {"loss.rgb": 0.5}, "b": {"loss.rgb": 0.6}, "c": {}}
+
+
+def table_of(runs, right: dict[str, list[int]], images: int = 12, dataset: str = "synthetic"):
+    """The ablation table of rows whose networks get so many of 100 pixels right, one number per seed."""
+    base = override(config, {"data.test_images": images})
+    sweep = Sweep(title="?", base=base, variants=ROWS, seeds=(0, 1, 2), suite="clean")
+    for cell in sweep.cells():
+        if cell.seed < len(right[cell.variant]):
+            hits = right[cell.variant][cell.seed]
+            matrix = np.array([[hits, 100 - hits], [100 - hits, hits]])
+            names = [f"{i:05d}D" for i in range(images)]
+            evaluated(trained(runs, cell), CLEAN_TEST, np.stack([matrix] * images), names, dataset)
+    study = read(sweep, runs)
+    table = ablation(study, Comparison(study, rng()))
+    return table, shown_ablation(table, study)
+
+
+def test_a_table_marks_all_that_are_not_worse_and_corrects_for_its_size(tmp_path):
+    table, shown = table_of(tmp_path, {"a": [50, 52, 51], "b": [80, 83, 79], "c": [81, 80, 82]})
+    assert table["clean.best"].tolist() == [False, True, True]
+    assert [row[1][1].best for row in shown.rows] == [False, True, True]
+    p = table["clean.p"].to_numpy()
+    assert table["clean.p_holm"].to_numpy()[1:] == pytest.approx(multipletests(p[1:], method="holm")[1])
+    assert any("Holm" in note and "2 gains" in note for note in shown.notes)
+
+
+def test_a_table_without_enough_recordings_says_what_its_intervals_take_for_granted(tmp_path):
+    right = {"a": [50, 52, 51], "b": [60, 61, 59], "c": [61, 60, 62]}
+    _, known = table_of(tmp_path / "synthetic", right, images=30)
+    _, few = table_of(tmp_path / "mf", right, images=30, dataset="mf")
+    assert not any("recordings" in note for note in known.notes)
+    assert any("30 test images are of 2 recordings" in note for note in few.notes)
+
+
+def test_one_seed_is_never_given_a_deviation(tmp_path):
+    table, shown = table_of(tmp_path, {"a": [50], "b": [60], "c": []})
+    assert table["clean.sd"].isna().all()
+    assert not any("±" in entry.value for _, row in shown.rows for entry in row)
+    assert "test images" in table.loc["b", "clean.over"] and "seeds" not in table.loc["b", "clean.over"]
+
+
+def test_one_run_on_one_image_is_no_gain(tmp_path):
+    table, shown = table_of(tmp_path, {"a": [50], "b": [60], "c": []}, images=1)
+    assert table.loc["b", "clean.pairs"] == 0 and table.loc["b", "clean.mean"] > 0
+    assert not any(entry.gain for _, row in shown.rows for entry in row[:2])

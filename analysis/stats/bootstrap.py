@@ -55,9 +55,9 @@ def stray(confusion: np.ndarray) -> list[int]:
 
 
 def rare(confusion: np.ndarray, below: int = RARE) -> list[int]:
-    """Classes that fewer than `below` images of a split (n, k, k) have labels of, though some have."""
+    """Classes that some images of a split (n, k, k) have labels of, but fewer than `below` and fewer than a tenth."""
     images = (confusion.sum(axis=2) > 0).sum(axis=0)
-    return np.flatnonzero((images > 0) & (images < below)).tolist()
+    return np.flatnonzero((images > 0) & (images < min(below, len(confusion) / 10))).tolist()
 
 
 def fixed_miou(confusion: np.ndarray, without: Sequence[int] = ()) -> float:

@@ -1,4 +1,4 @@
-"""What training seeds, and the test images besides, allow to be said of a mean: t intervals, p-values, marks in a table.
+"""What training seeds, and test images besides, allow to be said of a mean: t intervals, p-values, marks in a table.
 
 s = seeds
 """

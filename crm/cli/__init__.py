@@ -10,6 +10,7 @@ import sys
 import typer
 
 from crm.cli import (
+    claims,
     clean,
     cluster,
     data,
@@ -68,6 +69,7 @@ diagnose.add_to(app)
 weights.add_to(app)
 logs.add_to(app)
 clean.add_to(app)
+claims.add_to(app)
 tables.add_to(app)
 why.add_to(app)
 diff.add_to(app)
