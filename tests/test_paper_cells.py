@@ -192,6 +192,18 @@ def test_missing_evaluations_are_said_and_only_they_are_asked_for(runs):
     assert found.commands == ["crm sweep ablation_sharing@tiny+emm --only 'last two'"]
 
 
+def test_a_class_that_occurs_nowhere_has_no_number_and_lacks_none(runs):
+    for seed in SWEEP.seeds:
+        confusion = matrices(f"last two/{seed}", CLEAN_TEST)
+        confusion[:, 2], confusion[:, :, 2] = 0, 0
+        record(runs, CELLS[f"last two/{seed}"], CLEAN_TEST, confusion)
+    column = Column(label="a class", metric=f"iou:{CLASSES[2]}")
+    found = built(runs, replace(TABLE, columns=[column], rows=TABLE.rows[2:]))
+    cell = found.cells["last two", "a class"]
+    assert (cell.state, cell.mean, cell.n, cell.lacking) == ("fresh", None, 0, False) and "nothing of it" in cell.reason
+    assert not found.commands
+
+
 def test_an_empty_folder_of_runs_lacks_everything(tmp_path):
     found = built(tmp_path / "runs")
     assert {cell.state for cell in found.cells.values()} == {"missing"}

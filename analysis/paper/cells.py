@@ -165,11 +165,12 @@ def _cell(key: Key, want: Wanted, found: Sequence[Contribution]) -> Cell:
 
 def _state(found: Sequence[Contribution]) -> tuple[str, str]:
     """Of a cell, with the reason in words."""
-    good = [one for one in found if one.usable and not one.stale]
+    good = [one for one in found if (one.usable or one.absent) and not one.stale]
     bad = [(one, one.refused or one.stale) for one in found if one.refused or (one.stale and one.usable)]
     rest = [one for one in found if one not in good and not any(one is other for other, _ in bad)]
     if len(good) == len(found):
-        return "fresh", ""
+        absent = [(one, "evaluated, and nothing of it occurs in these images") for one in good if one.absent]
+        return "fresh", "; ".join(_seeds(absent))
     told = _seeds([(one, why) for one, why in bad]) + _seeds([(one, _words(one)) for one in rest])
     reason = "; ".join(told)
     if bad:

@@ -41,6 +41,9 @@ class Contribution:
     stale: str = ""  # why it would come out otherwise now
     waived: str = ""  # why that was accepted
     refused: str = ""  # why its value may not be used
+    absent: bool = (
+        False  # whether it was evaluated and there is nothing to measure, such as a class that occurs nowhere
+    )
     protocol: tuple[Any, ...] = ()  # what must be the same in all runs that are compared
     files: Sequence[Path] = ()  # evaluations, one per condition
     chain: Mapping[str, Any] = field(default_factory=dict)
@@ -108,8 +111,7 @@ class Records:
         number = None if refused else _real(
             float(REDUCE[want.column.reduce]([value(want.column.metric, one) for one in every]))
         )  # fmt: skip
-        if number is None and not refused:
-            refused = f"{want.column.metric} has no value: nothing of it occurs in these images"
+        absent = number is None and not refused
         first = every[0]
         paths = [evaluation(place, selection, one) for one in want.conditions]
         for judged in self._stale_evaluations(want, cell, place, selection).values():
@@ -130,7 +132,12 @@ class Records:
             "images": first.images,
         }
         return Contribution(
-            **{**about, "refused": refused}, value=number, protocol=_protocol(first), files=paths, chain=chain
+            **{**about, "refused": refused},
+            value=number,
+            absent=absent,
+            protocol=_protocol(first),
+            files=paths,
+            chain=chain,
         )
 
     def sums(self, folder: Path, selection: str, conditions: Sequence[Condition]) -> dict[str, Sums]:
