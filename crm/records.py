@@ -93,10 +93,11 @@ def remove_scratch(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path | str) -> Any:
     """The file's value, or None where there is no such file; ValueError names one that is no JSON."""
     try:
-        return json.loads(path.read_text())
+        with open(path, encoding="utf-8") as file:  # several thousands are read for a table
+            return json.loads(file.read())
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -439,24 +440,24 @@ class State:
 
 def state(runs: Path, config: Config, selection: str, conditions: Sequence[Condition]) -> State:
     """The state of a run; never changes anything on disk."""
-    folder = runs / run_id(config)
-    if not (folder / "config.json").exists():
+    folder = os.path.join(runs, run_id(config))  # paths as text: thousands of runs are looked at
+    if not os.path.exists(f"{folder}/config.json"):
         return State(name="missing", steps=config.steps)
-    progress = read_json(folder / "progress.json") or {}
-    holder = read_json(folder / "claim.json")
+    progress = read_json(f"{folder}/progress.json") or {}
+    holder = read_json(f"{folder}/claim.json")
     known = {
         "step": progress.get("step", 0), "steps": config.steps, "miou": progress.get("miou"),
         "best": progress.get("best"), "holder": holder, "time": progress.get("time"),
     }  # fmt: skip
-    trained = (folder / "result.json").exists()
-    if trained and not lacking(folder, selection, conditions):
+    trained = os.path.exists(f"{folder}/result.json")
+    if trained and not lacking(Path(folder), selection, conditions):
         return State(name="done", **{**known, "step": config.steps})
     if holder is not None and alive(holder):
         return State(name="running", pid=holder["pid"], eta=progress.get("eta"), **known)
-    if (failure := read_json(folder / "failure.json")) is not None:
+    if (failure := read_json(f"{folder}/failure.json")) is not None:
         return State(name="failed", reason=failure["reason"], **known)
     if trained:
         return State(name="trained", **{**known, "step": config.steps})
     return State(
-        name="interrupted" if holder or known["step"] or (folder / "attempts").exists() else "missing", **known
+        name="interrupted" if holder or known["step"] or os.path.exists(f"{folder}/attempts") else "missing", **known
     )

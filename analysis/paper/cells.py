@@ -52,9 +52,19 @@ def build(table: Table, records: Records, sweeps: Sweeps, cache: Cache) -> Built
     )  # fmt: skip
 
 
-def build_all(tables: Sequence[Table], runs: Path, form: str, cache: Path, check: bool = False) -> list[Built]:
-    """Several tables, each run folder read once."""
-    records, sweeps, known = Records(runs, check), Sweeps(form), Cache(cache)
+def build_all(
+    tables: Sequence[Table], runs: Path, form: str, cache: Path, check: bool = False, sweeps: Sweeps | None = None
+) -> list[Built]:
+    """Several tables, each run folder read once.
+
+    Args:
+        form: "" or "tiny", of the sweeps.
+        cache: the folder where bootstraps are remembered.
+        check: whether evaluations are read whole, to see whether one was edited.
+        sweeps: where the caller knows them already.
+    """
+    records, known = Records(runs, check), Cache(cache)
+    sweeps = sweeps or Sweeps(form)
     return [build(table, records, sweeps, known) for table in tables]
 
 
@@ -94,9 +104,13 @@ def _differs(own: Sequence, usual: Sequence) -> str:
         if mine != theirs:
             plain = name not in ("images", "classes")
             return f"it was evaluated with other {name} than the rest of the column" + (
-                f" ({mine}, not {theirs})" if plain else ""
+                f" ({_plainly(mine)}, not {_plainly(theirs)})" if plain else ""
             )
     raise ValueError("they are the same")
+
+
+def _plainly(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _distinct(found: Found) -> Found:
@@ -151,11 +165,12 @@ def _cell(key: Key, want: Wanted, found: Sequence[Contribution]) -> Cell:
 
 def _state(found: Sequence[Contribution]) -> tuple[str, str]:
     """Of a cell, with the reason in words."""
-    good = [one for one in found if one.usable and not one.stale]
+    good = [one for one in found if (one.usable or one.absent) and not one.stale]
     bad = [(one, one.refused or one.stale) for one in found if one.refused or (one.stale and one.usable)]
     rest = [one for one in found if one not in good and not any(one is other for other, _ in bad)]
     if len(good) == len(found):
-        return "fresh", ""
+        absent = [(one, "evaluated, and nothing of it occurs in these images") for one in good if one.absent]
+        return "fresh", "; ".join(_seeds(absent))
     told = _seeds([(one, why) for one, why in bad]) + _seeds([(one, _words(one)) for one in rest])
     reason = "; ".join(told)
     if bad:

@@ -21,7 +21,7 @@ from crm.conditions import Condition
 from crm.confusion import load_evaluation
 from crm.data.specs import DATASETS
 from crm.records import State, claims, evaluation, file_hash, read_json, state
-from crm.stale import stale
+from crm.stale import Stale, evaluations_stale, stale
 from crm.sums import Sums
 from crm.sweep import Cell
 
@@ -41,6 +41,9 @@ class Contribution:
     stale: str = ""  # why it would come out otherwise now
     waived: str = ""  # why that was accepted
     refused: str = ""  # why its value may not be used
+    absent: bool = (
+        False  # whether it was evaluated and there is nothing to measure, such as a class that occurs nowhere
+    )
     protocol: tuple[Any, ...] = ()  # what must be the same in all runs that are compared
     files: Sequence[Path] = ()  # evaluations, one per condition
     chain: Mapping[str, Any] = field(default_factory=dict)
@@ -58,6 +61,7 @@ class Records:
         self.runs, self.check = runs, check
         self._folders: dict[str, dict[str, Any]] = {}
         self._sums: dict[tuple[str, str, str], Sums | None] = {}
+        self._judged: dict[tuple[str, str, str], Stale] = {}
         self._queues: dict[str, dict[str, Any]] = {}
         self.troubles: list[str] = []  # what a scheduler had to say instead of an answer
 
@@ -107,10 +111,15 @@ class Records:
         number = None if refused else _real(
             float(REDUCE[want.column.reduce]([value(want.column.metric, one) for one in every]))
         )  # fmt: skip
-        if number is None and not refused:
-            refused = f"{want.column.metric} has no value: nothing of it occurs in these images"
+        absent = number is None and not refused
         first = every[0]
         paths = [evaluation(place, selection, one) for one in want.conditions]
+        for judged in self._stale_evaluations(want, cell, place, selection).values():
+            about = {
+                **about,
+                "stale": _with(about["stale"], str(judged)),
+                "waived": _with(about["waived"], judged.because),
+            }
         chain = {
             **chain,
             "evaluations": {
@@ -123,7 +132,12 @@ class Records:
             "images": first.images,
         }
         return Contribution(
-            **{**about, "refused": refused}, value=number, protocol=_protocol(first), files=paths, chain=chain
+            **{**about, "refused": refused},
+            value=number,
+            absent=absent,
+            protocol=_protocol(first),
+            files=paths,
+            chain=chain,
         )
 
     def sums(self, folder: Path, selection: str, conditions: Sequence[Condition]) -> dict[str, Sums]:
@@ -134,6 +148,22 @@ class Records:
             self._sums |= {(folder.name, selection, one.name): found.get(one.name) for one in new}
         known = {one.name: self._sums[folder.name, selection, one.name] for one in conditions}
         return {name: one for name, one in known.items() if one is not None}
+
+    def _stale_evaluations(self, want: Wanted, cell: Cell, folder: Path, selection: str) -> dict[str, Stale]:
+        """Why evaluations would come out otherwise now; of a run evaluated elsewhere the training is judged alone."""
+        if folder.name != cell.id:
+            return {}
+        new = [one for one in want.conditions if (folder.name, selection, one.name) not in self._judged]
+        if new:
+            found = evaluations_stale(
+                folder, cell, selection, new, {one.name: self._sums_meta(folder, selection, one) for one in new}
+            )
+            self._judged |= {(folder.name, selection, name): one for name, one in found.items()}
+        return {one.name: self._judged[folder.name, selection, one.name] for one in want.conditions}
+
+    def _sums_meta(self, folder: Path, selection: str, condition: Condition) -> Mapping[str, Any]:
+        found = self._sums[folder.name, selection, condition.name]
+        return found.meta if found is not None else {}
 
     def _edited(self, folder: Path, selection: str, found: Sums) -> str:
         path = folder / "evals" / selection / f"{found.condition}.npz"
@@ -151,6 +181,7 @@ class Records:
         judged = stale(folder, cell, made)
         written = read_json(folder / "config.json")
         refused = f"its folder holds the record of run {written['id']}" if written["id"] != folder.name else ""
+        refused = refused or tuned(folder)
         diff = folder / "uncommitted.diff"
         jobs = [str(one["job"].get("id") or one["job"]["name"]) for one in claims(folder) if "job" in one]
         chain = {
@@ -164,7 +195,7 @@ class Records:
             "log": f"{folder.name}/log.txt",
         }
         self._folders[folder.name] = {
-            "result": result, "chain": chain, "stale": str(judged), "waived": getattr(judged, "because", ""),
+            "result": result, "chain": chain, "stale": str(judged), "waived": judged.because,
             "refused": refused,
         }  # fmt: skip
         return self._folders[folder.name]
@@ -199,8 +230,19 @@ class Records:
         return self._queues[name]
 
 
+def tuned(folder: Path) -> str:
+    """Why a run of a search is no evidence: it was chosen among others by what luck it had. "" for any other run."""
+    studies = (read_json(folder / "tuning.json") or {}).get("studies", [])
+    return f"a run of the search {', '.join(studies)}, whose choice makes its score too good" if studies else ""
+
+
 def _real(number: float) -> float | None:
     return None if np.isnan(number) else number
+
+
+def _with(before: str, new: str) -> str:
+    """Both, unless one says nothing or they say the same."""
+    return before if not new or new in before else "; ".join(filter(None, (before, new)))
 
 
 def _few(names: Sequence[str]) -> str:

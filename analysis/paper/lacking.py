@@ -48,7 +48,7 @@ def work(
         selection = "" if want.selection == want.sweep.selection else want.selection
         for one in found[key]:
             again = _rerun(one)
-            if not again and (one.usable or one.state in ON_ITS_WAY):
+            if not again and (one.usable or one.absent or one.state in ON_ITS_WAY):
                 continue
             wants[want.name] = want
             # a checkpoint that the sweep itself does not evaluate is there once the run is trained

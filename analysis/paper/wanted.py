@@ -42,7 +42,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Form:
+class Form:
     """A sweep in the form that is meant."""
 
     name: str
@@ -53,18 +53,19 @@ class _Form:
 class Sweeps:
     """The sweeps of tables, each loaded and expanded once."""
 
-    def __init__(self, form: str = "") -> None:
+    def __init__(self, form: str = "", known: Mapping[tuple[str, str], Form] | None = None) -> None:
+        """`known` are sweeps by name and recipe that need not be looked up."""
         self.form = form
-        self._known: dict[tuple[str, str], _Form] = {}
+        self._known = dict(known or {})
 
-    def find(self, name: str, recipe: str = "") -> _Form:
+    def find(self, name: str, recipe: str = "") -> Form:
         if (name, recipe) not in self._known:
             small = self.form == TINY
             known, found = find_sweep(name, recipe="" if small else recipe, small=small)
             cells: dict[str, list[Cell]] = {}
             for cell in found.cells():
                 cells.setdefault(cell.variant, []).append(cell)
-            self._known[name, recipe] = _Form(name=known, sweep=found, cells=cells)
+            self._known[name, recipe] = Form(name=known, sweep=found, cells=cells)
         return self._known[name, recipe]
 
 

@@ -5,16 +5,14 @@ import json as plain_json
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import typer
 
 from crm.cli import options
 
-if TYPE_CHECKING:
-    from analysis.paper.lacking import Work
-
-Start = Callable[["Work"], None]  # crm sweep, or crm evaluate, with the options that were given
+Work: TypeAlias = Any  # of analysis.paper.lacking, which the command alone may load
+Start = Callable[[Work], None]  # crm sweep, or crm evaluate, with the options that were given
 NOTHING_TO_DO = 3
 
 
@@ -62,7 +60,7 @@ def say(text: str, json: bool) -> None:
         typer.echo(f"\n{text}" if ": crm" in text else text)
 
 
-def _run(start: Start, work: "Work", json: bool) -> tuple[int, Any]:
+def _run(start: Start, work: Work, json: bool) -> tuple[int, Any]:
     """Exit code, and under --json what was printed."""
     into = io.StringIO()
     try:

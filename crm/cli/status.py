@@ -1,5 +1,6 @@
 """crm status: how a sweep stands, from its run folders and, for one on a cluster, from the scheduler."""
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -134,7 +135,11 @@ def _attempts(folder: Path, name: str) -> int:
     """How often a run was begun; not counted for one that nobody has begun."""
     if name == "missing":
         return 0
-    return len(list((folder / "attempts").glob("*.json"))) + (folder / "claim.json").exists()
+    try:
+        ended = sum(name.endswith(".json") for name in os.listdir(folder / "attempts"))
+    except FileNotFoundError:
+        ended = 0
+    return ended + os.path.exists(folder / "claim.json")
 
 
 def status_text(lines: Sequence[Line], notes: Sequence[str] = ()) -> str:

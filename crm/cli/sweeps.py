@@ -5,13 +5,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from crm.cli import afterwards, options
 from crm.cli.evaluate import evaluate
-from crm.cli.filling import fill
+from crm.cli.filling import Work, fill
 from crm.cli.local import detach, mirror_once, places, run_cells, then
 from crm.cli.options import (
     Base,
@@ -36,9 +36,6 @@ from crm.cli.plan import MaxGpuHours, Only, Rerun, plan_json, plan_text, planned
 from crm.cli.started import submit_sweep, with_queue
 from crm.machine import Machine, home, initial_file
 from crm.sweep import Cell, Sweep, only
-
-if TYPE_CHECKING:
-    from analysis.paper.lacking import Work
 
 CLUSTERS = ("inline", "local", "slurm")
 
@@ -111,7 +108,7 @@ def sweep(
                "loader_workers": loader_workers, "cache": cache, "how": how, "dry_run": dry_run, "track": track,
                "yes": yes}  # fmt: skip
 
-        def start(work: "Work") -> None:
+        def start(work: Work) -> None:
             if work.rerun and work.rerun != rerun:
                 typer.echo(f"not trained anew without --rerun {work.rerun}", err=True)
             elif not work.selection:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
@@ -11,9 +11,8 @@ from crm.cli.options import Json, Runs
 from crm.machine import home
 from crm.names import chosen
 
-if TYPE_CHECKING:
-    from analysis.paper.result import Built, Cell
-
+Built: TypeAlias = Any  # of analysis.paper.result, which the command alone may load
+Cell: TypeAlias = Any
 AllTiny = Annotated[bool, typer.Option("--tiny", help="From the tiny forms of the sweeps.")]
 
 
@@ -40,12 +39,13 @@ def tables(
 ) -> None:
     """Writes the paper's tables from the records, each with its ledger, and says how their cells stand."""
     from analysis.paper import ledger
+    from analysis.paper.render import index, write
 
     place = out or home() / "reports" / ("tables-tiny" if small else "tables")
     built = built_tables(names, small, options.runs_folder(runs), check)
     for one in built:
-        ledger.write(one, place / one.table.name)
-        render(one, place / one.table.name)
+        ledger.write(one, place)
+        write(one, place)
     index(built, place)
     lacking = {one.table.name: [cell for cell in one.cells.values() if cell.lacking] for one in built}
     commands = list(dict.fromkeys(command for one in built for command in one.commands))
@@ -89,7 +89,7 @@ def cell(
         typer.echo(ledger.chain_text(built, found))
 
 
-def built_tables(names: Sequence[str] | None, small: bool, runs: Path, check: bool = False) -> "list[Built]":
+def built_tables(names: Sequence[str] | None, small: bool, runs: Path, check: bool = False) -> list[Built]:
     """The tables of these names, all if none is named; ValueError names those that there are."""
     from analysis.paper.cells import build_all
     from analysis.paper.contents import tables as contents
@@ -99,7 +99,7 @@ def built_tables(names: Sequence[str] | None, small: bool, runs: Path, check: bo
     return build_all(asked, runs, "tiny" if small else "", home() / "cache" / "statistics", check)
 
 
-def states_text(built: "Built") -> str:
+def states_text(built: Built) -> str:
     """The table with states in the place of numbers, then the reasons."""
     from analysis.paper import ledger
     from analysis.paper.result import column_id, row_id
@@ -133,24 +133,16 @@ def status_of_tables(name: str, small: bool, runs: Path, json: bool) -> None:
         typer.echo("\n\n".join(map(states_text, built)))
 
 
-def render(built: "Built", folder: Path) -> None:
-    """Every rendering of one table."""
-
-
-def index(built: "Sequence[Built]", folder: Path) -> None:
-    """The page of all tables."""
-
-
-def _counts(built: "Built") -> list[str]:
+def _counts(built: Built) -> list[str]:
     return [built.table.name, str(len(built.cells)), _summary(built)]
 
 
-def _summary(built: "Built") -> str:
+def _summary(built: Built) -> str:
     states = [cell.state if cell.wanted or cell.state != "missing" else "not wanted" for cell in built.cells.values()]
     return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
 
 
-def _some(cells: "Sequence[Cell]") -> str:
+def _some(cells: Sequence[Cell]) -> str:
     names = [f"{cell.row}/{cell.column}" for cell in cells]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 

@@ -375,7 +375,8 @@ def importance(name: Study, runs: Runs = None, json: Json = False) -> None:
         return
     for label, frame in frames.items():
         rows = [
-            [row.parameter, f"{row.importance:.2f}", f"[{row.low:.2f}, {row.high:.2f}]"] for row in frame.itertuples()
+            [row["parameter"], f"{row['importance']:.2f}", f"[{row['low']:.2f}, {row['high']:.2f}]"]
+            for row in frame.to_dict("records")
         ]
         typer.echo(options.table(rows, [label, "share", "95 % interval over trials"]))
 
