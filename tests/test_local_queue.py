@@ -14,7 +14,7 @@ import pytest
 from crm.checkpoint import load_checkpoint
 from crm.cli.local import Places, places
 from crm.failures import REASONS
-from crm.local import Queue, _Worker, fewest
+from crm.local import Queue, Worker, fewest
 from crm.records import raw_lines, read_json
 from tests.tiny import TINY_SETS, machine
 
@@ -236,7 +236,7 @@ def test_workers_are_dealt_out_to_gpus_several_on_each():
 
 def test_a_worker_sees_the_gpu_that_it_was_given(tmp_path):
     queue = Queue(cells=[], machine=machine(tmp_path), selection="last", conditions=[], workers=1, gpus=("3",))
-    worker = _Worker(queue, "3")
+    worker = Worker(queue, "3")
     until(lambda: psutil.Process(worker.process.pid).environ().get("CUDA_VISIBLE_DEVICES") == "3", worker.process)
     worker.dismiss()
     with worker.process:  # closes its pipes

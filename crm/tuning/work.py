@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -64,7 +65,13 @@ class Runs:
                 self.search.configs(params)]  # fmt: skip
 
     def answered(self, params: Mapping[str, Any]) -> bool:
-        return all(self.queue.state(cell).name == "done" for cell in self.cells(-1, params))
+        """Whether all runs of a trial are there already; they are the study's from then on too."""
+        cells = self.cells(-1, params)
+        if any(self.queue.state(cell).name != "done" for cell in cells):
+            return False
+        for cell in cells:
+            mark(self.runs, cell.id, self.study)
+        return True
 
     def stand(self, cells: Sequence[Cell]) -> tuple[Look, Cell | None]:
         """How a trial stands by its folders alone, and the run that is to be worked on next."""
@@ -119,7 +126,9 @@ class LocalRuns(Runs):
         (folder / "failure.json").unlink(missing_ok=True)
         worker = next((one for one in self.pool if one.cell is None and one.process.poll() is None), None)
         if worker is None:
-            self.pool = [one for one in self.pool if one.process.poll() is None]
+            for dead in [one for one in self.pool if one.process.poll() is not None]:
+                self.pool.remove(dead)
+                _close(dead)
             worker = Worker(self.queue, fewest(self.queue.gpus, [one.gpu for one in self.pool]))
             self.pool.append(worker)
         worker.give(cell, folder)
@@ -165,13 +174,21 @@ class LocalRuns(Runs):
     def close(self, interrupt: bool) -> None:
         """Lets the workers go; on an interruption they checkpoint first what they are at."""
         for worker in self.pool:
-            worker.dismiss()
+            with suppress(BrokenPipeError):
+                worker.dismiss()
         if interrupt:
             stop_workers([one.process.pid for one in self.pool if one.process.poll() is None])
         for worker in self.pool:
             worker.process.wait(120)
-            if worker.process.stdout is not None:
-                worker.process.stdout.close()
+            _close(worker)
+
+
+def _close(worker: Worker) -> None:
+    """The pipes to a worker that has left or was killed."""
+    for pipe in (worker.process.stdin, worker.process.stdout):
+        if pipe is not None:
+            with suppress(BrokenPipeError):
+                pipe.close()
 
 
 def values(folder: Path, search: Search) -> list[float]:
