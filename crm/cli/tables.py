@@ -40,13 +40,14 @@ def tables(
     """Writes the paper's tables from the records, each with its ledger, and says how their cells stand."""
     from analysis.paper import ledger
     from analysis.paper.render import index, write
+    from analysis.spent import costs
 
-    place = out or home() / "reports" / ("tables-tiny" if small else "tables")
-    built = built_tables(names, small, options.runs_folder(runs), check)
+    place, folder = out or home() / "reports" / ("tables-tiny" if small else "tables"), options.runs_folder(runs)
+    built = built_tables(names, small, folder, check)
     for one in built:
         ledger.write(one, place)
         write(one, place)
-    index(built, place)
+    index(built, place, costs(folder, {one.table.name: _run_ids(one) for one in built}))
     lacking = {one.table.name: [cell for cell in one.cells.values() if cell.lacking] for one in built}
     commands = list(dict.fromkeys(command for one in built for command in one.commands))
     if json:
@@ -131,6 +132,10 @@ def status_of_tables(name: str, small: bool, runs: Path, json: bool) -> None:
         options.echo_json(found)
     else:
         typer.echo("\n\n".join(map(states_text, built)))
+
+
+def _run_ids(built: Built) -> list[str]:
+    return [run.id for cell in built.cells.values() for run in cell.runs]
 
 
 def _counts(built: Built) -> list[str]:
