@@ -3,7 +3,8 @@
     python -m benchmarks.records [--runs 10000] [--seeds 5] [--folder DIR] [--json]
 
 The runs are generated: real configs and folders, INVENTED matrices of the synthetic set's six classes. The sweep is the
-tiny form of an ablation with as many rows as it takes. Times are of fresh processes; cold is before any bootstrap is in the cache.
+tiny form of an ablation with as many rows as it takes. Times are of fresh processes; cold is before any bootstrap is in
+the cache.
 """
 
 import argparse
