@@ -151,8 +151,8 @@ def scores(a: Side, b: Side, pairs: Mapping[int, Pair]) -> dict[str, Any]:
 
 def gains(found: list[tuple[Evaluation, Evaluation]], classes: list[str]) -> dict[str, dict[str, Any]]:
     """By class and for `miou`: both values, the gain in points, its 95 % interval and the verdict."""
-    rng = np.random.default_rng(0)
-    counts = image_draws(len(found[0][0].names), DRAWS, rng)
+    images = len(found[0][0].names)
+    counts = image_draws(images, DRAWS, np.random.default_rng(0))
     values = [[_scores(each.confusion.sum(axis=0, dtype=np.int64)[None])[0] for each in both] for both in found]
     drawn = [[_scores(_summed(each.confusion, counts)) for each in both] for both in found]
     result = {}
@@ -161,7 +161,9 @@ def gains(found: list[tuple[Evaluation, Evaluation]], classes: list[str]) -> dic
         moved = np.stack([both[1][:, place] - both[0][:, place] for both in drawn])  # (s, b)
         # a draw without a pixel of a class says nothing about it
         moved = moved[:, ~np.isnan(moved).any(axis=0)]
-        interval = gain_interval(moved, rng) if moved.shape[1] else None
+        each = np.array([both[1][place] - both[0][place] for both in values])  # of every seed
+        enough = moved.shape[1] and (len(found) > 1 or images > 1)
+        interval = gain_interval(each, moved, images) if enough else None
         result[name] = {
             "a": one, "b": other, "gain": other - one, "seeds": len(found),
             "low": interval and interval.low, "high": interval and interval.high, "over": interval and interval.over,

@@ -162,6 +162,7 @@ def test_a_killed_worker_is_reported_and_its_run_resumed_at_once(undisturbed, tm
     assert [(line["outcome"], line.get("kind")) for line in ends] == [("lost", "lost"), ("done", None)]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_every_time_is_given_up_after_as_many_tries_as_the_policy_allows(tmp_path):
     environment = {"CRM_FAULT": "kill last.safetensors 1"}
     done = crm(*SWEEP, "--only", "CRM/0", home=tmp_path, env=environment)
@@ -199,6 +200,7 @@ def test_held_cells_wait_cancelled_workers_leave_and_both_go_on_when_asked(undis
     assert results(tmp_path) == results(undisturbed)
 
 
+@pytest.mark.slow
 def test_two_runs_that_fail_alike_hold_the_others_until_they_are_released(undisturbed, tmp_path):
     full = {"CRM_FAULT": "full last.safetensors 1"}  # the disk, for every checkpoint
     done = crm(*SWEEP, "--workers", "1", home=tmp_path, env=full)

@@ -336,6 +336,7 @@ def test_another_protocol_is_not_comparable_and_says_why():
 # ---------------------------------------------------------------------------------------------- coverage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 @pytest.mark.parametrize("planted", [Planted(seed=0.3, image=0.5), Planted(seed=0.8, image=0.2),
                                      Planted(seed=0.5, image=0.3, alike=0.1)])  # fmt: skip

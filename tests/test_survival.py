@@ -85,6 +85,7 @@ def assert_same(folder: Path, undisturbed: Path) -> None:
     assert not scratch, f"left behind: {scratch}"
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_moments(undisturbed, tmp_path):
     """From while the libraries load to the evaluations; a kill costs at most what was not checkpointed."""
     draw, codes, began = random.Random(7), [], time.monotonic()
@@ -155,6 +156,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_with_a_warning(damage
 # ---------------------------------------------------------------------------------------------- disk and folder
 
 
+@pytest.mark.slow
 def test_a_full_disk_fails_with_its_reason_and_leaves_the_last_good_checkpoint(undisturbed, tmp_path):
     assert worked(tmp_path, "full last.safetensors 3") == FAILED
     folder = open_run(tmp_path, CONFIG)

@@ -367,6 +367,7 @@ def test_following_a_journal_reads_every_line_once(tmp_path, cells):
     assert not tail.fits()
 
 
+@pytest.mark.slow
 def test_a_single_run_is_mirrored_and_training_never_loads_mlflow(tmp_path):
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "CRM_"))}
     environment |= {"CRM_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}

@@ -115,6 +115,7 @@ def killed(runs: Path, storage: str, trials: int, chance: random.Random, kills: 
             return done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("storage", "chance"),
     [
@@ -369,6 +370,7 @@ def crm(home: Path, *arguments: str, code: int = 0) -> str:
     return done.stdout + (done.stderr if code else "")
 
 
+@pytest.mark.slow
 def test_the_verbs_say_what_was_found(home):
     study = "distillation@tiny"
     assert json.loads(crm(home, "status", study, "--json"))["trials"] == 9

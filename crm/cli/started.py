@@ -29,12 +29,14 @@ def submit_sweep(
     held: bool,
     smoke: bool,
     say: Callable[[str], None],
+    accepted: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Hands the cells to Slurm and returns at once; says what was submitted.
 
     Args:
         given: NAME=VALUE texts for the resources.
         partly: the cells are some of the sweep's; what was asked before stays asked.
+        accepted: called once nothing is refused any more, before anything is submitted.
     """
     from crm.cluster import slurm, snapshot
     from crm.cluster.folder import SweepFolder
@@ -47,6 +49,7 @@ def submit_sweep(
     there = slurm.partitions()  # refuses before anything is written
     if wanted.partition and not set(wanted.partition.split(",")) <= set(there):
         raise unknown("partition", wanted.partition, there)
+    accepted()
     folder = SweepFolder.of(machine.runs, name)
     for cell in cells:
         open_run(machine.runs, cell.config)

@@ -163,9 +163,12 @@ def sweep(
     changes, partly = options.changes(sets), bool(chosen_cells)
     nothing = not left and not (besides and cluster != "slurm")
     if cluster == "slurm" and not nothing:
-        if track:
-            list_sweep(folder, name, found, every, home() / "reports" / name)
-        done = submit_sweep(name, found, cells, machine, resources or [], partly, changes, held, smoke, say)
+
+        def accepted() -> None:
+            if track:
+                list_sweep(folder, name, found, every, home() / "reports" / name)
+
+        done = submit_sweep(name, found, cells, machine, resources or [], partly, changes, held, smoke, say, accepted)
         options.echo_json(done) if json else None
         if not done["submitted"]:
             raise typer.Exit(1)

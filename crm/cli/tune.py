@@ -17,7 +17,6 @@ from crm.machine import Machine, home
 from crm.names import chosen, unknown
 
 if TYPE_CHECKING:
-    from analysis.tuning import Tuned
     from crm.search import Search
     from crm.tuning.coordinator import Summary
     from crm.tuning.folder import Asked
@@ -312,7 +311,7 @@ def coordinate(
 # ---------------------------------------------------------------------------------------------- what it found
 
 
-def tuned(name: str, runs: Path | None) -> "Tuned":
+def tuned(name: str, runs: Path | None) -> Any:  # of analysis.tuning, which the command alone may load
     from analysis.tuning import read
     from crm.tuning.folder import asked as asked_of
 
