@@ -273,7 +273,8 @@ def tiny_cells() -> dict[str, tuple[str, object]]:
     for name in SWEEPS:
         sweep = tiny(declared(name), TINY)
         for row, config in configs(sweep).items():
-            cut = override(config, short)
+            whole_batch = {"data.test_images": config.batch} if config.test_best else {}  # chosen on whole batches
+            cut = override(config, {**short, **whole_batch})
             found.setdefault(run_id(cut), (f"{name}, {row}", cut))
     return found
 
