@@ -18,7 +18,7 @@ from crm.calibration import ece
 from crm.config import SCHEMA
 from crm.data.specs import DATASETS
 from crm.names import chosen
-from crm.records import write_bytes
+from crm.records import append_line, write_bytes
 
 SUMS = "sums.jsonl"  # beside evaluations, see crm.sums
 
@@ -179,7 +179,7 @@ def save_evaluation(path: Path, evaluation: Evaluation) -> str:
             arrays[name] = array
     np.savez_compressed(buffer, meta=np.array(json.dumps({"schema": SCHEMA, **evaluation.meta})), **arrays)
     write_bytes(path, buffer.getvalue())
-    _note(path, evaluation, buffer.getvalue())
+    append_line(path.parent / SUMS, summed(evaluation, buffer.getvalue()))
     return sha256(buffer.getvalue()).hexdigest()
 
 
@@ -198,16 +198,6 @@ def summed(evaluation: Evaluation, content: bytes | None = None) -> dict[str, An
         "whole": evaluation.confusion.sum(axis=0, dtype=np.int64).tolist(),
         "night": evaluation.confusion[night].sum(axis=0, dtype=np.int64).tolist(),
     }
-
-
-def _note(path: Path, evaluation: Evaluation, content: bytes) -> None:
-    """A line about an evaluation that has just been written to `path`. A torn line before it is ended first."""
-    line = json.dumps(summed(evaluation, content)).encode() + b"\n"
-    with (path.parent / SUMS).open("ab+") as file:
-        if file.seek(0, 2):
-            file.seek(-1, 2)
-            line = b"\n" * (file.read(1) != b"\n") + line
-        file.write(line)
 
 
 def load_evaluation(path: Path, predictions: bool = False) -> Evaluation:

@@ -18,7 +18,7 @@ from typing import Any
 
 from crm.conditions import Condition
 from crm.fingerprint import APART, ROOT, differing, modules, parts_of, reachable, source_file, text_hash, uses
-from crm.records import evaluation, refuse_gone, write_json
+from crm.records import append_line, evaluation, refuse_gone, write_json
 
 BEGIN = "crm.evaluate"
 # Confidence is counted here, and a condition is recorded by its name, which says all of it.
@@ -71,13 +71,7 @@ def note(folder: Path, selection: str, condition: Condition, content: str, meta:
     path = evaluation(folder, selection, condition)
     known = {name: meta[name] for name in ("checkpoint_sha256", "data_sha256", "corruptions", "code") if name in meta}
     line = {"condition": condition.name, "sha256": content, "bytes": path.stat().st_size, **known}
-    with (path.parent / INDEX).open("ab") as file:  # one write: a torn line spoils itself alone
-        file.write(b"\n" * _torn(path.parent / INDEX) + json.dumps(line).encode() + b"\n")
-
-
-def _torn(path: Path) -> bool:
-    content = path.read_bytes()
-    return bool(content) and not content.endswith(b"\n")
+    append_line(path.parent / INDEX, line)
 
 
 # ---------------------------------------------------------------------------------------------- reading

@@ -219,8 +219,13 @@ def append(folder: Path, event: str, **values: Any) -> None:
     A torn last line, left by a writer that was killed, is ended first so that it spoils no other.
     """
     refuse_gone(folder)
-    line = json.dumps({"event": event, "time": round(time.time(), 3), **values}).encode() + b"\n"
-    with (folder / "journal.jsonl").open("ab+") as file:
+    append_line(folder / "journal.jsonl", {"event": event, "time": round(time.time(), 3), **values})
+
+
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """One line of JSON, in one write; a torn last line is ended first, so that it spoils no other."""
+    line = json.dumps(value).encode() + b"\n"
+    with path.open("ab+") as file:
         if file.tell() and not _ends_with_newline(file):
             line = b"\n" + line
         file.write(line)
