@@ -21,6 +21,7 @@ from crm.conditions import Condition
 from crm.confusion import load_evaluation
 from crm.data.specs import DATASETS
 from crm.records import State, claims, evaluation, file_hash, read_json, state
+from crm.search import tuning_run
 from crm.stale import Stale, evaluations_stale, stale
 from crm.sums import Sums
 from crm.sweep import Cell
@@ -232,8 +233,8 @@ class Records:
 
 def tuned(folder: Path) -> str:
     """Why a run of a search is no evidence: it was chosen among others by what luck it had. "" for any other run."""
-    studies = (read_json(folder / "tuning.json") or {}).get("studies", [])
-    return f"a run of the search {', '.join(studies)}, whose choice makes its score too good" if studies else ""
+    studies = tuning_run(folder.parent, folder.name)
+    return f"a run of the search {studies}, whose choice makes its score too good" if studies else ""
 
 
 def _real(number: float) -> float | None:
