@@ -81,7 +81,7 @@ def code(folders: Pair, made: list[dict[str, Any]], selections: tuple[str, str])
     trained = [_parts(read_json(folder / CODE)) for folder in folders]
     scored = []
     for folder, selection in zip(folders, selections, strict=True):
-        hash = index(folder, selection).get(CLEAN_TEST.name, {}).get("code")
+        hash = _metas(folder, selection).get(CLEAN_TEST.name, {}).get("code")
         scored.append(_parts((read_json(code_file(folder, selection, hash)) or {}).get("parts") if hash else None))
     found: dict[str, Any] = {}
     for name in ("commit", "dirty"):
@@ -91,6 +91,11 @@ def code(folders: Pair, made: list[dict[str, Any]], selections: tuple[str, str])
         known = one is not None and other is not None
         found[name] = sorted(differences(one, other)) if known else None  # None: nobody knows
     return found
+
+
+def _metas(folder: Path, selection: str) -> dict[str, dict[str, Any]]:
+    """What evaluations say of themselves, by the name of the condition."""
+    return {name: line["meta"] for name, line in index(folder / "evals" / selection).items()}
 
 
 def _parts(stored: Mapping[str, Mapping[str, str]] | None) -> dict[str, str] | None:
@@ -105,7 +110,7 @@ def data(folders: Pair, made: list[dict[str, Any]], selections: tuple[str, str])
     seen = []
     for folder, each, selection in zip(folders, made, selections, strict=True):
         hashes = {split: one.get("sha256") for split, one in each.get("data", {}).items()}
-        evaluated = {f"evaluated on {name}": one.get("data_sha256") for name, one in index(folder, selection).items()}
+        evaluated = {f"evaluated on {name}": one.get("data_sha256") for name, one in _metas(folder, selection).items()}
         seen.append({**hashes, **evaluated, "initial weights": (each.get("weights") or {}).get("sha256")})
     both = {key for key in seen[0] if key in seen[1] or not key.startswith("evaluated")}
     return {key: value for key, value in differences(*seen).items() if key in both or not key.startswith("evaluated")}

@@ -31,6 +31,7 @@ from crm.confusion import Evaluation, save_evaluation
 from crm.data.specs import DATASETS
 from crm.fingerprint import code_parts, training_code
 from crm.records import evaluation
+from crm.sums import note
 from crm.sweep import Sweep
 from experiments.synthetic_tiny import config
 
@@ -72,7 +73,8 @@ def generate(folder: Path, found: Sweep) -> None:
         meta = {"condition": "test", "split": "test", "dataset": "synthetic", "classes": classes, "ignore_index": 255}
         meta |= {"selection": "last", "size": list(cell.config.data.size), "checkpoint_sha256": checkpoint}
         made = Evaluation(confusion, names, np.zeros(IMAGES, bool), None, meta)
-        save_evaluation(evaluation(place, "last", CLEAN_TEST), made)
+        path = evaluation(place, "last", CLEAN_TEST)
+        note(path, made, save_evaluation(path, made))
 
 
 def look(folder: Path, runs: int, seeds: int) -> dict[str, float]:

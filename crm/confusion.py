@@ -18,9 +18,7 @@ from crm.calibration import ece
 from crm.config import SCHEMA
 from crm.data.specs import DATASETS
 from crm.names import chosen
-from crm.records import append_line, write_bytes
-
-SUMS = "sums.jsonl"  # beside evaluations, see crm.sums
+from crm.records import write_bytes
 
 
 def confusion_matrix(label: np.ndarray, prediction: np.ndarray, num_classes: int, ignore_index: int) -> np.ndarray:
@@ -179,25 +177,7 @@ def save_evaluation(path: Path, evaluation: Evaluation) -> str:
             arrays[name] = array
     np.savez_compressed(buffer, meta=np.array(json.dumps({"schema": SCHEMA, **evaluation.meta})), **arrays)
     write_bytes(path, buffer.getvalue())
-    append_line(path.parent / SUMS, summed(evaluation, buffer.getvalue()))
     return sha256(buffer.getvalue()).hexdigest()
-
-
-def summed(evaluation: Evaluation, content: bytes | None = None) -> dict[str, Any]:
-    """The line of an evaluation; with the hash of its file where that is given."""
-    night = evaluation.night.astype(bool)
-    names = sha256("\n".join(str(name) for name in evaluation.names).encode()).hexdigest()[:16]
-    return {
-        "condition": evaluation.meta["condition"],
-        "sha256": sha256(content).hexdigest() if content is not None else "",
-        "bytes": len(content) if content is not None else 0,
-        "images": len(evaluation.names),
-        "at_night": int(night.sum()),
-        "names": names,
-        "meta": evaluation.meta,
-        "whole": evaluation.confusion.sum(axis=0, dtype=np.int64).tolist(),
-        "night": evaluation.confusion[night].sum(axis=0, dtype=np.int64).tolist(),
-    }
 
 
 def load_evaluation(path: Path, predictions: bool = False) -> Evaluation:

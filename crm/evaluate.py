@@ -37,11 +37,12 @@ from crm.data.frames import Frame
 from crm.data.mapping import OTHER, Mapping, mapping
 from crm.data.specs import DATASETS, DatasetSpec
 from crm.data.transforms import DIVISOR
-from crm.evaluated import keep_code, note
+from crm.evaluated import keep_code
 from crm.machine import Machine
 from crm.model.query_decoder import Prediction
 from crm.model.segmenter import Hidden, Image, Maps, Modality, Segmenter, build_segmenter, semantic_scores
 from crm.records import Claim, append, evaluation, file_hash, trained_on, unfinished
+from crm.sums import note
 from crm.unfinished import Evidence, Unfinished
 
 T = TypeVar("T")
@@ -126,8 +127,9 @@ def evaluate_run(
         for condition, result in evaluate(model, split, wanted, batch, machine.device, trained, stop, told, kept):
             claim.check()
             result = replace(result, meta={**result.meta, **made_by, "code": code})
-            content = save_evaluation(evaluation(claim.folder, selection, condition), result)
-            note(claim.folder, selection, condition, content, result.meta)
+            saved = evaluation(claim.folder, selection, condition)
+            content = save_evaluation(saved, result)
+            note(saved, result, content)
             written += 1
             append(
                 claim.folder,

@@ -1,11 +1,12 @@
 """What is written beside evaluations, so that it can be told later whether they would come out otherwise. Torch-free.
 
     evals/<selection>/index.jsonl        a line per evaluation written, the last of a condition counts: SHA-256 and size
-                                         of its file, checkpoint, frames, version of the corruptions, code
+                                         of its file, what it says of itself (checkpoint, frames, version of the
+                                         corruptions, hash of the code), its images, its matrices summed (`crm.sums`)
     evals/<selection>/code-<hash>.json   the code that it passed through, part by part; hundreds of evaluations share it
 
 An evaluation passes through what `crm.evaluate` imports. Of the corruptions only those of its condition count, and what
-they call. Evaluations from before this was written have no line: of them nothing is known but what they say themselves.
+they call. Of evaluations that name no code nothing is known but what they say themselves.
 """
 
 import ast
@@ -18,13 +19,13 @@ from typing import Any
 
 from crm.conditions import Condition
 from crm.fingerprint import APART, ROOT, differing, modules, parts_of, reachable, source_file, text_hash, uses
-from crm.records import append_line, evaluation, refuse_gone, write_json
+from crm.records import write_json
 
 BEGIN = "crm.evaluate"
 # Confidence is counted here, and a condition is recorded by its name, which says all of it.
 NOT_HERE = (*(name for name in APART if name != "calibration"), "conditions")
-INDEX = "index.jsonl"
 CORRUPTIONS = "crm.corruptions"
+INDEX = "index.jsonl"
 KINDS = ("ALWAYS", "SHARES", "AMOUNTS", "THREE", "LEVELS")  # its dicts of alternatives
 VERSION = f"{CORRUPTIONS}.VERSION"  # a reason of its own
 Code = Mapping[str, Mapping[str, Any]]  # "texts": module -> hash; "parts": module -> parts
@@ -60,36 +61,32 @@ def code_file(folder: Path, selection: str, hash: str) -> Path:
     return folder / "evals" / selection / f"code-{hash}.json"
 
 
-def note(folder: Path, selection: str, condition: Condition, content: str, meta: Mapping[str, Any]) -> None:
-    """A line of the index about an evaluation that has just been written.
-
-    Args:
-        content: SHA-256 of its file as it was written.
-        meta: its own.
-    """
-    refuse_gone(folder)
-    path = evaluation(folder, selection, condition)
-    known = {name: meta[name] for name in ("checkpoint_sha256", "data_sha256", "corruptions", "code") if name in meta}
-    line = {"condition": condition.name, "sha256": content, "bytes": path.stat().st_size, **known}
-    append_line(path.parent / INDEX, line)
-
-
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def index(folder: Path, selection: str) -> dict[str, dict[str, Any]]:
-    """What is known of each evaluation, by the name of its condition; empty for runs from before this was written."""
+def index(place: Path, names: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
+    """The newest line of each evaluation in a folder evals/<selection>, by the name of its condition.
+
+    Args:
+        names: of the conditions that matter, for others are not parsed.
+    """
     try:
-        lines = (folder / "evals" / selection / INDEX).read_bytes().split(b"\n")
+        content = (place / INDEX).read_bytes()
     except FileNotFoundError:
         return {}
+    starts = (b"{",) if names is None else tuple(f'{{"condition": {json.dumps(name)},'.encode() for name in names)
+    newest = {}
+    for line in content.split(b"\n"):
+        if line.startswith(starts):
+            newest[line[: line.find(b",")]] = line
     found = {}
-    for line in lines:
+    for line in newest.values():
         try:
             value = json.loads(line)
         except ValueError:
-            continue  # torn, or the empty end
-        found[value["condition"]] = value
+            continue  # torn; the lines before it are about a file that has been replaced
+        if "meta" in value:  # else from before the index had it
+            found[value["condition"]] = value
     return found
 
 

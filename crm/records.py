@@ -16,7 +16,7 @@
               tuning.json        the studies that have a trial of it (crm.search)
               mirror.json        what `crm.tracking` has sent to MLflow
               evals/<selection>/<condition>.npz   per-image confusion matrices; its existence means: evaluated
-              evals/<selection>/sums.jsonl        the same summed over images, for tables (`crm.sums`)
+              evals/<selection>/index.jsonl       a line per evaluation: hash, sum over images (`crm.sums`)
               evals/<selection>/unfinished/       evidence of evaluations that are being computed (`crm.unfinished`)
 
 Torch-free; numpy is loaded only by whoever reads confusion matrices.

@@ -170,7 +170,7 @@ def evaluation_stale(
     cell: Cell,
     selection: str,
     condition: Condition,
-    meta: Mapping[str, Any] | None = None,
+    line: Mapping[str, Any] | None = None,
     root: Path = ROOT,
     content: bool = False,
     data: Path | None = None,
@@ -178,10 +178,10 @@ def evaluation_stale(
     """Why one evaluation of a run would come out otherwise now; see `evaluations_stale`, which reads less for several.
 
     Args:
-        meta: the evaluation's own, where the caller has read it.
+        line: the evaluation's in its index, where the caller has read it.
     """
-    metas = {} if meta is None else {condition.name: meta}
-    return evaluations_stale(folder, cell, selection, [condition], metas, root, content, data)[condition.name]
+    lines = None if line is None else {condition.name: line}
+    return evaluations_stale(folder, cell, selection, [condition], lines, root, content, data)[condition.name]
 
 
 def evaluations_stale(
@@ -189,7 +189,7 @@ def evaluations_stale(
     cell: Cell,
     selection: str,
     conditions: Sequence[Condition],
-    metas: Mapping[str, Mapping[str, Any]] | None = None,
+    lines: Mapping[str, Mapping[str, Any]] | None = None,
     root: Path = ROOT,
     content: bool = False,
     data: Path | None = None,
@@ -199,10 +199,11 @@ def evaluations_stale(
     Cheap for thousands of runs: a line of an index tells of an evaluation, and no .npz is opened unless there is none.
 
     Args:
-        metas: of evaluations, where the caller has read them.
+        lines: of the index, by condition (`crm.evaluated.index`), where the caller has read them.
         content: also reads the evaluations' files, to see whether they were edited, and frames below `data`.
     """
-    index = evaluated.index(folder, selection)
+    if lines is None:
+        lines = evaluated.index(folder / "evals" / selection, [condition.name for condition in conditions])
     result = read_json(folder / "result.json") or {}
     chooser: list[str] | None = []
     if selection != "last" and not result.get("imported"):
@@ -214,7 +215,8 @@ def evaluations_stale(
         if not path.exists():
             stales[condition.name] = Stale()
             continue
-        known = index.get(condition.name) or (metas or {}).get(condition.name) or _meta(path)
+        line = lines.get(condition.name, {})
+        known = line.get("meta") or _meta(path)
         found = _Found()
         code = evaluated.changed(folder, selection, known.get("code"), condition, root)
         found.code("code", code, root)
@@ -227,18 +229,17 @@ def evaluations_stale(
         frames = frames_now(cell.config.data, condition.split, data, content)
         found.compare("data", known.get("data_sha256"), frames, "its frames were {then}, now they are {now}")
         found.code("choice", chooser, root, lambda parts: f"{selection} was chosen by other code: {', '.join(parts)}")
-        _edited(found, path, known, content)
+        _edited(found, path, line, content)
         stales[condition.name] = found.judged(folder, f"{selection}/{condition.name}")
     return stales
 
 
-def _edited(found: _Found, path: Path, known: Mapping[str, Any], content: bool) -> None:
+def _edited(found: _Found, path: Path, line: Mapping[str, Any], content: bool) -> None:
     """By size, and by content if that is asked for."""
-    say = "its file was edited after it was written"
-    if content or known.get("bytes") not in (None, path.stat().st_size):
-        found.compare("edited", known.get("sha256"), file_hash(path), say)
-    elif "sha256" not in known:
+    if not line.get("sha256"):
         found.unknown.append("edited")
+    elif content or line["bytes"] != path.stat().st_size:
+        found.compare("edited", line["sha256"], file_hash(path), "its file was edited after it was written")
 
 
 def _meta(path: Path) -> Mapping[str, Any]:

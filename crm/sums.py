@@ -1,23 +1,23 @@
-"""The sum of an evaluation beside it, so that tables of thousands of runs open no per-image file.
+"""What is known of evaluations without opening them, so that tables of thousands of runs open no per-image file.
 
-    evals/<selection>/sums.jsonl   a line per evaluation written, the last of a condition counts: what is known of its
-                                   file, what it says of itself, its images, and its confusion matrices summed, over
-                                   all images and over those at night
-
-`crm.confusion.save_evaluation` writes it. The .npz stays the evidence. A line that is missing, torn or about another
+The index beside them (`crm.evaluated`) has their matrices summed, over all images and over those at night.
+The run that evaluates writes it, and nobody else: an evaluation without its line was edited. The .npz stays the
+evidence. A line that is missing, torn or about another
 file is no loss: the .npz is read instead.
 """
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from crm.conditions import Condition
-from crm.confusion import SUMS, load_evaluation, summed
+from crm.confusion import Evaluation, load_evaluation
+from crm.evaluated import INDEX, index
+from crm.records import append_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ def read(folder: Path, selection: str, conditions: Sequence[Condition]) -> dict[
     Writes nothing. ValueError where there is no line that fits and the evaluation itself is damaged.
     """
     place = folder / "evals" / selection
-    lines = dict(_lines(place / SUMS, {condition.name for condition in conditions}))
+    lines = index(place, [condition.name for condition in conditions])
     found = {}
     for condition in conditions:
         path = place / f"{condition.name}.npz"
@@ -52,29 +52,35 @@ def read(folder: Path, selection: str, conditions: Sequence[Condition]) -> dict[
             continue
         line = lines.get(condition.name)
         if line is None:
-            found[condition.name] = _sums({**summed(load_evaluation(path)), "bytes": size})
+            found[condition.name] = _sums({**line_of(load_evaluation(path)), "bytes": size})
         elif line["bytes"] != size:
-            now = summed(load_evaluation(path))
+            now = line_of(load_evaluation(path))
             found[condition.name] = _sums({**now, "bytes": size, "sha256": line["sha256"]}, edited=True)
         else:
             found[condition.name] = _sums(line)
     return found
 
 
-def _lines(path: Path, wanted: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The whole lines about these conditions, oldest first; others are not parsed."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return
-    starts = tuple(f'{{"condition": {json.dumps(name)},'.encode() for name in wanted)
-    for line in content.split(b"\n"):
-        if line.startswith(starts):
-            try:
-                value = json.loads(line)
-            except ValueError:
-                continue  # torn
-            yield value["condition"], value
+def note(path: Path, evaluation: Evaluation, content: str) -> None:
+    """Writes the line of an evaluation that has just been saved; `content` is the SHA-256 of its file."""
+    append_line(path.parent / INDEX, {**line_of(evaluation), "sha256": content, "bytes": path.stat().st_size})
+
+
+def line_of(evaluation: Evaluation) -> dict[str, Any]:
+    """What the index says of an evaluation, but for its file."""
+    night = evaluation.night.astype(bool)
+    names = sha256("\n".join(str(name) for name in evaluation.names).encode()).hexdigest()[:16]
+    return {
+        "condition": evaluation.meta["condition"],
+        "sha256": "",
+        "bytes": 0,
+        "images": len(evaluation.names),
+        "at_night": int(night.sum()),
+        "names": names,
+        "meta": evaluation.meta,
+        "whole": evaluation.confusion.sum(axis=0, dtype=np.int64).tolist(),
+        "night": evaluation.confusion[night].sum(axis=0, dtype=np.int64).tolist(),
+    }
 
 
 def _sums(line: dict[str, Any], edited: bool = False) -> Sums:

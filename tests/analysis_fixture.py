@@ -13,6 +13,7 @@ from crm.config import Config
 from crm.confusion import Evaluation, confusion_matrix, save_evaluation
 from crm.data.dataset import Split, manifest, open_split
 from crm.records import evaluation, open_run, write_json
+from crm.sums import note
 from crm.sweep import Cell, Sweep
 
 CLASSES = ("background", "road", "car")
@@ -67,7 +68,8 @@ def evaluated(
     meta = {"condition": condition.name, "split": condition.split, "dataset": dataset, "classes": list(classes)}
     meta |= {"selection": "last", "ignore_index": 255, "size": [64, 96]}
     found = Evaluation(confusion.astype(np.int32), names, night, None, meta)
-    save_evaluation(evaluation(folder, "last", condition), found)
+    path = evaluation(folder, "last", condition)
+    note(path, found, save_evaluation(path, found))
 
 
 def fabricate(runs: Path, sweep: Sweep, invented: dict[str, Invented], skip: Collection[str] = ()) -> None:
@@ -92,7 +94,8 @@ def _evaluate(folder: Path, cell: Cell, condition: Condition, how: Invented) -> 
     kept = np.stack(maps) if condition in PICTURED else None
     night = np.array([frame.night for frame in split])
     found = Evaluation(np.stack(matrices).astype(np.int32), np.array(split.names), night, kept, meta)
-    save_evaluation(evaluation(folder, "last", condition), found)
+    path = evaluation(folder, "last", condition)
+    note(path, found, save_evaluation(path, found))
 
 
 def _harm(condition: Condition) -> float:

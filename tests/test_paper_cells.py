@@ -17,9 +17,11 @@ from analysis.paper.result import Built, Cell
 from analysis.paper.spec import Column, Row, Table
 from crm.cli.options import find_sweep
 from crm.conditions import CLEAN_TEST, MISSING, SUITES, Condition
-from crm.confusion import SUMS, Evaluation, save_evaluation
+from crm.confusion import Evaluation, save_evaluation
 from crm.data.specs import DATASETS
+from crm.evaluated import INDEX
 from crm.records import evaluation, read_json, write_json
+from crm.sums import note
 from crm.sweep import Cell as Wanted
 from tests.analysis_fixture import trained
 
@@ -65,9 +67,11 @@ def record(
     }
     about |= {"selection": selection, "size": [64, 96], **meta}
     night = np.array([name.endswith("N") for name in names])
-    save_evaluation(
-        evaluation(folder, selection, condition), Evaluation(confusion.astype(np.int32), names, night, None, about)
+    found, path = (
+        Evaluation(confusion.astype(np.int32), names, night, None, about),
+        evaluation(folder, selection, condition),
     )
+    note(path, found, save_evaluation(path, found))
     return folder
 
 
@@ -259,17 +263,17 @@ def test_another_data_set_is_refused(runs):
 
 def test_an_edited_evaluation_is_refused(runs):
     folder = runs / CELLS["last two/0"].id
-    lines = (folder / "evals/last" / SUMS).read_text()
+    lines = (folder / "evals/last" / INDEX).read_text()
     record(runs, CELLS["last two/0"], CLEAN_TEST, np.tile(np.eye(len(CLASSES), dtype=int), (12, 1, 1)))
-    (folder / "evals/last" / SUMS).write_text(lines)  # the edit left no line
+    (folder / "evals/last" / INDEX).write_text(lines)  # the edit left no line
     refused(at(runs, "last two"), 0, "edited")
 
 
 def test_an_edited_sum_is_found_by_looking_at_the_evidence(runs):
     folder = runs / CELLS["last two/0"].id
-    lines = [json.loads(line) for line in (folder / "evals/last" / SUMS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "evals/last" / INDEX).read_text().splitlines()]
     lines[0]["whole"][0][0] += 1000
-    (folder / "evals/last" / SUMS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "evals/last" / INDEX).write_text("".join(json.dumps(line) + "\n" for line in lines))
     refused(at(runs, "last two", check=True), 0, "edited")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from crm import sums
 from crm.conditions import CLEAN_TEST, MISSING
-from crm.confusion import SUMS
+from crm.evaluated import INDEX
 from tests.analysis_fixture import evaluated
 
 BOTH = (CLEAN_TEST, MISSING[0])
@@ -37,17 +37,17 @@ def test_they_are_the_sums_of_the_matrices_by_day_and_night(run, monkeypatch):
 def test_without_the_lines_the_evaluations_are_read(run):
     folder, made = run
     before = sums.read(folder, "last", BOTH)
-    (folder / "evals/last" / SUMS).unlink()
+    (folder / "evals/last" / INDEX).unlink()
     after = sums.read(folder, "last", BOTH)
     for name, one in after.items():
         assert (one.whole == made[name].sum(axis=0)).all() and one.names == before[name].names
         assert one.sha256 == "" and not one.edited
-    assert not (folder / "evals/last" / SUMS).exists()  # reading writes nothing
+    assert not (folder / "evals/last" / INDEX).exists()  # reading writes nothing
 
 
 def test_the_last_line_counts_and_a_torn_one_spoils_no_other(run):
     folder, _ = run
-    path = folder / "evals/last" / SUMS
+    path = folder / "evals/last" / INDEX
     with path.open("ab") as file:
         file.write(b'{"condition": "test", "sha')
     again = np.full((6, 3, 3), 7)
@@ -59,9 +59,9 @@ def test_the_last_line_counts_and_a_torn_one_spoils_no_other(run):
 
 def test_a_file_that_is_not_the_one_written_is_read_and_said_to_be_edited(run):
     folder, _ = run
-    lines = (folder / "evals/last" / SUMS).read_text()
+    lines = (folder / "evals/last" / INDEX).read_text()
     evaluated(folder, CLEAN_TEST, np.arange(12 * 9).reshape(12, 3, 3))
-    (folder / "evals/last" / SUMS).write_text(lines)
+    (folder / "evals/last" / INDEX).write_text(lines)
     one = sums.read(folder, "last", [CLEAN_TEST])["test"]
     assert one.edited and one.images == 12
     assert one.sha256 == json.loads(lines.splitlines()[0])["sha256"]

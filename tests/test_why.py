@@ -18,6 +18,7 @@ from crm.confusion import load_evaluation, save_evaluation
 from crm.evaluated import INDEX, index
 from crm.records import evaluation, open_run, raw_lines, read_json, write_json
 from crm.stale import evaluation_stale, evaluations_stale, stale
+from crm.sums import note
 from crm.sweep import Cell
 from crm.worker import DONE, attempt
 from tests.tiny import TINY, machine
@@ -97,10 +98,10 @@ def test_many_evaluations_share_one_file_of_code_and_their_hashes_are_those_of_t
     assert len(list((folder / "evals/last").glob("code-*.json"))) == 1
     lines = {(one["selection"], one["condition"]): one for one in raw_lines(folder / "journal.jsonl")
              if one["event"] == "evaluate"}  # fmt: skip
-    for name, one in index(folder, "last").items():
+    for name, one in index(folder / "evals/last").items():
         path = evaluation(folder, "last", condition(name))
         assert one["sha256"] == lines["last", name]["sha256"] == stale_module.file_hash(path)
-        assert load_evaluation(path).meta["code"] == one["code"]
+        assert load_evaluation(path).meta == {"schema": 1, **one["meta"]}
 
 
 def test_no_evaluation_is_opened_where_there_is_an_index(folder):
@@ -242,9 +243,12 @@ def test_old_records_are_unknown_and_never_wrong(folder):
 def test_a_torn_line_of_the_index_spoils_no_other(folder):
     path = folder / "evals/last" / INDEX
     path.write_bytes(path.read_bytes() + b'{"condition": "te')
-    evaluated.note(folder, "last", CLEAN_TEST, "0" * 64, {})
-    assert set(index(folder, "last")) == {one.name for one in CONDITIONS}
-    assert index(folder, "last")["test"]["sha256"] == "0" * 64
+    kept = evaluation(folder, "last", CLEAN_TEST)
+    again = load_evaluation(kept, predictions=True)
+    hash = save_evaluation(kept, again)
+    note(kept, again, hash)
+    assert set(index(folder / "evals/last")) == {one.name for one in CONDITIONS}
+    assert index(folder / "evals/last")["test"]["sha256"] == hash
 
 
 def test_a_drifted_default_is_named_old_and_new(folder):

@@ -156,15 +156,14 @@ class Records:
             return {}
         new = [one for one in want.conditions if (folder.name, selection, one.name) not in self._judged]
         if new:
-            found = evaluations_stale(
-                folder, cell, selection, new, {one.name: self._sums_meta(folder, selection, one) for one in new}
-            )
+            lines = {one.name: self._line(folder, selection, one) for one in new}
+            found = evaluations_stale(folder, cell, selection, new, lines)
             self._judged |= {(folder.name, selection, name): one for name, one in found.items()}
         return {one.name: self._judged[folder.name, selection, one.name] for one in want.conditions}
 
-    def _sums_meta(self, folder: Path, selection: str, condition: Condition) -> Mapping[str, Any]:
+    def _line(self, folder: Path, selection: str, condition: Condition) -> Mapping[str, Any]:
         found = self._sums[folder.name, selection, condition.name]
-        return found.meta if found is not None else {}
+        return {} if found is None else {"sha256": found.sha256, "bytes": found.bytes, "meta": found.meta}
 
     def _edited(self, folder: Path, selection: str, found: Sums) -> str:
         path = folder / "evals" / selection / f"{found.condition}.npz"
