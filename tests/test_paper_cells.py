@@ -17,7 +17,7 @@ from analysis.paper.result import Built, Cell
 from analysis.paper.spec import Column, Row, Table
 from crm.cli.options import find_sweep
 from crm.conditions import CLEAN_TEST, MISSING, SUITES, Condition
-from crm.confusion import Evaluation, save_evaluation
+from crm.confusion import Evaluation, load_evaluation, save_evaluation
 from crm.data.specs import DATASETS
 from crm.evaluated import INDEX
 from crm.records import evaluation, read_json, write_json
@@ -206,6 +206,16 @@ def test_a_class_that_occurs_nowhere_has_no_number_and_lacks_none(runs):
     cell = found.cells["last two", "a class"]
     assert (cell.state, cell.mean, cell.n, cell.lacking) == ("fresh", None, 0, False) and "nothing of it" in cell.reason
     assert not found.commands
+
+
+def test_an_edited_evaluation_is_evaluated_anew_and_not_trained(runs):
+    folder = runs / CELLS["last two/0"].id
+    path = evaluation(folder, "last", CLEAN_TEST)
+    stored = load_evaluation(path)
+    save_evaluation(path, replace(stored, confusion=stored.confusion + 1, night=~stored.night))
+    found = built(runs, check=True)
+    assert found.cells["last two", "clean"].state == "stale"
+    assert found.commands == ["crm evaluate ablation_sharing@tiny --suite clean --select last --rerun stale"]
 
 
 def test_an_empty_folder_of_runs_lacks_everything(tmp_path):

@@ -125,7 +125,8 @@ def _distinct(found: Found) -> Found:
             twin = next((seen[print_] for print_ in prints if print_ and print_ in seen), None)
             seen |= {print_: one.cell.seed for print_ in prints if print_ and print_ not in seen}
             if one.usable and twin is not None:
-                one = replace(one, refused=f"a duplicate: it has the checkpoint or the evaluation of seed {twin}")
+                why = f"a duplicate: it has the checkpoint or the evaluation of seed {twin}"
+                one = replace(one, refused=why, mended="training")
             kept[key].append(one)
     return kept
 

@@ -26,6 +26,7 @@ from crm.stale import Stale, evaluations_stale, stale
 from crm.sums import Sums
 from crm.sweep import Cell
 
+EDITED = "was edited after it was written"
 REDUCE = {"mean": np.mean, "min": np.min}  # of a run's conditions
 ON_ITS_WAY = ("queued", "held", "running", "suspended", "unknown", "lost", "cancelled")  # what a scheduler knows
 
@@ -45,6 +46,7 @@ class Contribution:
     absent: bool = (
         False  # whether it was evaluated and there is nothing to measure, such as a class that occurs nowhere
     )
+    mended: str = "training"  # what is to be done anew where it is stale or refused: training or evaluating
     protocol: tuple[Any, ...] = ()  # what must be the same in all runs that are compared
     files: Sequence[Path] = ()  # evaluations, one per condition
     chain: Mapping[str, Any] = field(default_factory=dict)
@@ -112,6 +114,7 @@ class Records:
         number = None if refused else _real(
             float(REDUCE[want.column.reduce]([value(want.column.metric, one) for one in every]))
         )  # fmt: skip
+        mended = "training" if about["stale"] or about["refused"] else "evaluating"
         absent = number is None and not refused
         first = every[0]
         paths = [evaluation(place, selection, one) for one in want.conditions]
@@ -134,6 +137,7 @@ class Records:
         }
         return Contribution(
             **{**about, "refused": refused},
+            mended=mended,
             value=number,
             absent=absent,
             protocol=_protocol(first),
@@ -170,7 +174,7 @@ class Records:
         edited = found.edited and file_hash(path) != found.sha256
         if self.check and found.sha256 and not edited:
             edited = file_hash(path) != found.sha256 or not _sums_up(path, found)
-        return f"its evaluation under {found.condition} was edited after it was written" if edited else ""
+        return f"its evaluation under {found.condition} {EDITED}" if edited else ""
 
     def _known(self, folder: Path, cell: Cell) -> dict[str, Any]:
         """What a run folder says of the run, whatever it is evaluated under."""

@@ -4,12 +4,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from analysis.paper.evidence import ON_ITS_WAY, Contribution
+from analysis.paper.evidence import EDITED, ON_ITS_WAY, Contribution
 from analysis.paper.result import Cell
 from analysis.paper.wanted import Wanted
 from crm.conditions import SUITES
 
 Key = tuple[str, str]
+Kind = tuple[str, str, str, bool]  # sweep with its form, selection, rerun, whether it is evaluated alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,16 +19,18 @@ class Work:
 
     sweep: str  # with its form
     suite: str
-    selection: str  # the checkpoint that is evaluated; "" is the sweep's own
+    selection: str  # the checkpoint that is evaluated
     only: Sequence[str] = ()  # rows or row/seed; none: all
     labels: Sequence[str] = ()  # row/seed of all of them
-    rerun: str = ""  # stale or all: runs that are trained anew
+    rerun: str = ""  # stale or all: what is there already is done anew
+    evaluate: bool = False  # the trained runs are evaluated, and nothing is trained
 
     @property
     def command(self) -> str:
         """As a person types it."""
-        if self.selection:
+        if self.evaluate:
             words = ["crm", "evaluate", self.sweep, "--suite", self.suite, "--select", self.selection]
+            words += ["--rerun", self.rerun] * bool(self.rerun)
         else:
             words = ["crm", "sweep", f"{self.sweep}+{self.suite}"]
             words += [word for pattern in self.only for word in ("--only", pattern)]
@@ -39,39 +42,41 @@ def work(
     asked: Mapping[Key, Wanted], found: Mapping[Key, Sequence[Contribution]], cells: Mapping[Key, Cell]
 ) -> list[Work]:
     """What is to be done, in the order of the table; what is on its way already is left out."""
-    labels: dict[tuple[str, str, str], dict[str, None]] = {}  # by sweep, selection and rerun
-    conditions: dict[tuple[str, str, str], dict[str, None]] = {}
+    labels: dict[Kind, dict[str, None]] = {}
+    conditions: dict[Kind, dict[str, None]] = {}
     wants: dict[str, Wanted] = {}
     for key, want in asked.items():
         if not cells[key].lacking or want.sweep is None:
             continue
-        selection = "" if want.selection == want.sweep.selection else want.selection
+        own = want.sweep.selection
         for one in found[key]:
             again = _rerun(one)
             if not again and (one.usable or one.absent or one.state in ON_ITS_WAY):
                 continue
             wants[want.name] = want
-            # a checkpoint that the sweep itself does not evaluate is there once the run is trained
-            for kind in (
-                ((want.name, "", again), (want.name, selection, "")) if selection else ((want.name, "", again),)
-            ):
+            if again and one.mended == "evaluating":
+                kinds: list[Kind] = [(want.name, want.selection, again, True)]
+            else:
+                kinds = [(want.name, own, again, False)]
+                # a checkpoint that the sweep itself does not evaluate is there once the run is trained
+                kinds += [(want.name, want.selection, "", True)] * (want.selection != own)
+            for kind in kinds:
                 labels.setdefault(kind, {})[one.cell.label] = None
                 conditions.setdefault(kind, {}).update(dict.fromkeys(each.name for each in want.conditions))
     return [
         Work(
-            sweep=name, suite=suite, selection=selection,
-            only=_patterns(wants[name], [*labels[name, selection, again]]),
-            labels=[*labels[name, selection, again]], rerun=again,
+            sweep=kind[0], suite=suite, selection=kind[1], only=_patterns(wants[kind[0]], [*labels[kind]]),
+            labels=[*labels[kind]], rerun=kind[2], evaluate=kind[3],
         )
-        for name, selection, again in sorted(labels, key=lambda kind: bool(kind[1]))
-        for suite in cover([*conditions[name, selection, again]])
+        for kind in sorted(labels, key=lambda kind: kind[3])  # evaluated when trained
+        for suite in cover([*conditions[kind]])
     ]  # fmt: skip
 
 
 def _rerun(one: Contribution) -> str:
-    """What has to be trained anew for its number to be used."""
+    """What has to be done anew for its number to be used."""
     if one.refused:
-        return "all"
+        return "stale" if EDITED in one.refused else "all"
     return "stale" if one.stale and one.value is not None else ""
 
 

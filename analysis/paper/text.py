@@ -18,7 +18,7 @@ def text(built: Built, states: bool = False, encoding: str | None = None) -> str
     """The table in lines of plain text.
 
     Args:
-        states: the state of every cell in place of its number.
+        states: the state of every cell in place of its number, and the reasons below.
         encoding: of where it is printed; standard output's unless given. What it lacks is written in ASCII.
     """
     table = built.table
@@ -28,7 +28,7 @@ def text(built: Built, states: bool = False, encoding: str | None = None) -> str
         if group:
             body.append([group, *[""] * len(columns)])
         for row in rows:
-            shown = [state(built.cell(row, c)) if states else _number(built, row, c) for c in columns]
+            shown = [_state(built.cell(row, c)) if states else _number(built, row, c) for c in columns]
             body.append([("  " if group else "") + row.label, *shown])
     head = ["", *(column.label for column in columns)]
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
@@ -42,7 +42,7 @@ def text(built: Built, states: bool = False, encoding: str | None = None) -> str
         lines += _headings(groups, widths)
     lines += [_line(head, widths), "─" * (sum(widths) + 2 * (len(widths) - 1)), *(_line(line, widths) for line in body)]
     told = [_summary(built)] if states else [*_notes(built), *(f"({tag}) {source}" for tag, source in sources(built))]
-    lines += ["", *told]
+    lines += ["", *told, *(_reasons(built) if states else [])]
     if built.commands:
         lines += ["", "What is lacking:", *(f"  {command}" for command in built.commands)]
     return _printable("\n".join(lines) + "\n", encoding or sys.stdout.encoding or "ascii")
@@ -83,6 +83,25 @@ def _summary(built: Built) -> str:
     for cell in cells:
         counts[cell.state] = counts.get(cell.state, 0) + 1
     return f"{usable} of {len(cells)} cells usable: " + ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
+
+
+def _state(cell: Cell) -> str:
+    """Without the reason, which stands below the table once for all cells that share it."""
+    return state(cell).partition(" (")[0] if cell.wanted or cell.state != "missing" else ""
+
+
+def _reasons(built: Built) -> list[str]:
+    """Why cells are not fresh, equal words once."""
+    cells: dict[str, list[str]] = {}
+    for cell in built.cells.values():
+        if cell.reason:
+            why = f"{cell.state}: {cell.reason}" if cell.wanted else f"not wanted: {cell.reason}"
+            cells.setdefault(why, []).append(f"{cell.row}/{cell.column}")
+    return [f"{why} ({_few(names)})" for why, names in cells.items()]
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _printable(lines: str, encoding: str) -> str:

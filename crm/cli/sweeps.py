@@ -110,15 +110,16 @@ def sweep(
 
         def start(work: Work) -> None:
             if work.rerun and work.rerun != rerun:
-                typer.echo(f"not trained anew without --rerun {work.rerun}", err=True)
-            elif not work.selection:
+                how = "evaluated" if work.evaluate else "trained"
+                typer.echo(f"not {how} anew without --rerun {work.rerun}", err=True)
+            elif not work.evaluate:
                 sweep(
                     f"{work.sweep}+{work.suite}", chosen_cells=list(work.only) or None, rerun=work.rerun, **same, **own
                 )
             elif dry_run:
                 typer.echo("evaluates the runs that are trained by then")
             else:
-                evaluate(work.sweep, suite_name=work.suite, selection=work.selection, **same)
+                evaluate(work.sweep, suite_name=work.suite, selection=work.selection, rerun=work.rerun, **same)
 
         fill(for_table, tiny, options.runs_folder(runs), start, cluster == "slurm" or dry_run, json)
         return

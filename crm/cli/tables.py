@@ -100,38 +100,17 @@ def built_tables(names: Sequence[str] | None, small: bool, runs: Path, check: bo
     return build_all(asked, runs, "tiny" if small else "", home() / "cache" / "statistics", check)
 
 
-def states_text(built: Built) -> str:
-    """The table with states in the place of numbers, then the reasons."""
-    from analysis.paper import ledger
-    from analysis.paper.result import column_id, row_id
-
-    header = ["row", *map(column_id, built.table.columns)]
-    rows = [
-        [row_id(row), *(ledger.told(built.cell(row, column)).partition(":")[0] for column in built.table.columns)]
-        for row in built.table.rows
-    ]
-    reasons: dict[str, list[Cell]] = {}
-    for found in built.cells.values():
-        if found.reason and found.wanted:
-            reasons.setdefault(f"{found.state}: {found.reason}", []).append(found)
-    said = [f"{why} ({_some(cells)})" for why, cells in reasons.items()]
-    left_out = dict.fromkeys(one.reason for one in built.cells.values() if one.reason and not one.wanted)
-    said += [f"not wanted: {why}" for why in left_out]
-    return "\n".join(
-        [f"{built.table.name}: {built.table.title}", "", options.table(rows, header), "", _summary(built), *said]
-    )
-
-
 def status_of_tables(name: str, small: bool, runs: Path, json: bool) -> None:
     """What `crm status --table` prints."""
     from analysis.paper import ledger
+    from analysis.paper.text import text
 
     built = built_tables(None if name == "all" else [name], small, runs)
     if json:
         found = {one.table.name: [ledger.entry(cell) for cell in one.cells.values()] for one in built}
         options.echo_json(found)
     else:
-        typer.echo("\n\n".join(map(states_text, built)))
+        typer.echo("\n\n".join(text(one, states=True) for one in built))
 
 
 def _run_ids(built: Built) -> list[str]:
@@ -145,11 +124,6 @@ def _counts(built: Built) -> list[str]:
 def _summary(built: Built) -> str:
     states = [cell.state if cell.wanted or cell.state != "missing" else "not wanted" for cell in built.cells.values()]
     return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-
-
-def _some(cells: Sequence[Cell]) -> str:
-    names = [f"{cell.row}/{cell.column}" for cell in cells]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _told(lacking: dict[str, Any]) -> None:
