@@ -1,15 +1,12 @@
 """Images per second that the loader prepares, by worker processes and by where decoded frames are kept.
 
-    python -m benchmarks.loader [--recipe released] [--json]
+    python -m benchmarks.loader [--recipe released] [--json [FILE]]
 
 Synthetic frames of 480x640 are written in the MF layout first. Then each combination prepares training batches of the
 published MF setting (crop 240x320, random resize, flip, jitter) that nobody consumes: "uncached" decodes every image
 from its PNG, "ram" and "file" have decoded all before. All in one run on one machine, so that ratios can be compared.
 """
 
-import argparse
-import json
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -17,12 +14,11 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.report import machine, machine_words, parser, say, show
 from crm.config import Config, Data
 from crm.data.dataset import Split, open_split
 from crm.data.export import write_synthetic
 from crm.data.loader import batches
-from crm.machine import cores
-from crm.provenance import cpu
 
 KINDS = ("uncached", "ram", "file")
 RECIPES = {
@@ -32,13 +28,12 @@ RECIPES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--frames", type=int, default=96, help="images written and prepared per combination")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--workers", default="0,1,2,4", help="numbers of worker processes")
-    parser.add_argument("--recipe", choices=RECIPES, default="clean")
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
+    options = parser("loader", __doc__)
+    options.add_argument("--frames", type=int, default=96, help="images written and prepared per combination")
+    options.add_argument("--batch", type=int, default=8)
+    options.add_argument("--workers", default="0,1,2,4", help="numbers of worker processes")
+    options.add_argument("--recipe", choices=RECIPES, default="clean")
+    given = options.parse_args()
     torch.set_num_threads(1)  # as in the workers, so that numbers are per process
     counts = [int(number) for number in given.workers.split(",")]
     with tempfile.TemporaryDirectory() as scratch:
@@ -50,8 +45,8 @@ def main() -> None:
             for workers in counts:
                 say(f"{kind}, {workers} workers")
                 speeds[kind][workers] = images_per_second(config, prepared(kind, Path(scratch)), workers)
-    about = {"cpu": cpu(), "cores": cores(), "recipe": given.recipe, "batch": given.batch, "frames": given.frames}
-    print(json.dumps({**about, "images_per_second": speeds}, indent=1) if given.json else table(about, speeds))
+    about = {**machine(), "recipe": given.recipe, "batch": given.batch, "frames": given.frames}
+    show(given, {**about, "images_per_second": speeds}, table(about, speeds))
 
 
 def prepared(kind: str, scratch: Path) -> Split:
@@ -77,7 +72,7 @@ def table(about: dict[str, object], speeds: dict[str, dict[int, float]]) -> str:
     """Images per second, and in brackets relative to one process without a cache."""
     counts = list(speeds["uncached"])
     base = speeds["uncached"][counts[0]]
-    lines = [f"{about['cpu']}, {about['cores']} cores; {about['recipe']} recipe, batches of {about['batch']}", ""]
+    lines = [f"{machine_words(about)}; {about['recipe']} recipe, batches of {about['batch']}", ""]
     lines.append("images/s  " + "".join(f"{f'{count} workers':>16}" for count in counts))
     for kind, by_count in speeds.items():
         lines.append(
@@ -89,10 +84,6 @@ def table(about: dict[str, object], speeds: dict[str, dict[int, float]]) -> str:
 def told(split: str, done: int, count: int) -> None:
     if done % 24 == 0:
         say(f"  {done} of {count}")
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":
