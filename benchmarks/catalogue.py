@@ -56,6 +56,19 @@ BENCHMARKS = {
         arguments=("--workers", "0,2"),
         quick=("--workers", "0,2", "--frames", "32"),
     ),
+    "commands": Benchmark(
+        "How long does a person wait for the command?",
+        (
+            Figure("crm --help, seconds", "help/wall", target="< 0.2"),
+            Figure("crm plan of {cells} cells, {finished} finished, seconds", "plan/wall", target="< 3"),
+            Figure("the same, processor seconds", "plan/cpu"),
+            Figure("crm status of these, seconds", "status/wall", target="< 2"),
+            Figure("the same, processor seconds", "status/cpu"),
+            Figure("crm sweep, submitting {cells} cells, seconds", "submit/wall", "{:.0f}"),
+            Figure("calls of the scheduler for one array more", "calls_per_array", "{:.0f}", "the same for any size"),
+        ),
+        quick=("--cells", "3000", "--finished", "500", "--rounds", "1"),
+    ),
     "records": Benchmark(
         "How long does it take to look at many records?",
         (
