@@ -46,9 +46,24 @@ BENCHMARKS = {
         ),
         quick=("--model", "demo", "--grid", "3"),
     ),
+    "prediction": Benchmark(
+        "How many images a second are evaluated and predicted?",
+        (
+            Figure("evaluation, released to ours, wall", "evaluation/released_to_ours_wall"),
+            Figure("evaluation, released to ours, processor seconds", "evaluation/released_to_ours_cpu"),
+            Figure("evaluation, ours, images/s", "evaluation/ours/images_per_second"),
+            Figure("crm predict, released to ours, wall", "predict/released_to_ours_wall"),
+            Figure("crm predict, released to ours, processor seconds", "predict/released_to_ours_cpu"),
+            Figure("crm predict, ours, images/s", "predict/ours/images_per_second"),
+        ),
+        quick=("--model", "demo", "--rounds", "1"),
+    ),
     "loader": Benchmark(
         "How fast are batches prepared?",
         (
+            Figure("released arrangement to ours, processor seconds, nothing cached", "released_to_ours_cpu/uncached"),
+            Figure("released arrangement to ours, processor seconds, decoded in files", "released_to_ours_cpu/file"),
+            Figure("images/s, one process, as released", "images_per_second/released/0", "{:.0f}"),
             Figure("images/s, one process, nothing cached", "images_per_second/uncached/0", "{:.0f}"),
             Figure("images/s, one process, decoded in files", "images_per_second/file/0", "{:.0f}"),
             Figure("images/s, two processes, decoded in files", "images_per_second/file/2", "{:.0f}"),
@@ -77,6 +92,19 @@ BENCHMARKS = {
             Figure("crm tables, {runs} runs, again, seconds", "warm/tables", "{:.1f}"),
         ),
         quick=("--runs", "1000"),
+    ),
+    "growth": Benchmark(
+        "How do time and memory grow?",
+        tuple(
+            Figure(f"{what}: exponent of {kind}", f"axes/{axis}/{key}_exponent")
+            for axis, what in (
+                ("batch", "a step with the batch"), ("side", "a step with the image side"),
+                ("conditions", "an evaluation with conditions"), ("cells", "a plan with cells"),
+                ("runs", "a status with runs"),
+            )
+            for kind, key in (("time", "seconds"), ("memory", "bytes"))
+        ),
+        quick=("--points", "3", "--rounds", "1"),
     ),
     "bootstrap": Benchmark(
         "How long does a paired bootstrap take?",
