@@ -8,7 +8,7 @@ PIP_ARGS =
 BIN = .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tables test slurm-test check
+.PHONY: help setup demo tables test slurm-test check bench
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -27,6 +27,9 @@ test: .venv/.installed ## run the tests
 
 slurm-test: .venv/.installed ## run the tests that need a Slurm, on a private one that they bring up and take down
 	$(BIN)/python -m pytest -m slurm -n 2 --dist loadfile tests/slurm tests/chaos
+
+bench: .venv/.installed ## measure what everything costs, and write the table in benchmarks/README.md (QUICK=1: small forms, to try)
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 check: .venv/.installed ## lint, formatting and types
 	$(BIN)/ruff check

@@ -1,6 +1,6 @@
 """How often the intervals of a gain hold what they say: simulated studies with a known true gain.
 
-    python -m benchmarks.coverage [--studies 5000] [--seeds 2,3,5,10] [--json]
+    python -m benchmarks.coverage [--studies 5000] [--seeds 2,3,5,10] [--json [FILE]]
 
 A study is two rows at s paired seeds on one test set of MF's size. The gain of a seed on an image is the true gain,
 what the seed adds (both networks vary over seeds, so the gain's deviation is sqrt(2) times that of one), what the image
@@ -16,8 +16,6 @@ asked for:
     studentised     the same draws, each measured in its own standard error: the same target
 """
 
-import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
@@ -36,6 +34,7 @@ from analysis.stats import (
     recording_draws,
     spread,
 )
+from benchmarks.report import machine, machine_words, parser, say, show
 
 IMAGES, RECORDING = 393, 20  # MF's test split, frames of one recording
 DRAWS = 200
@@ -107,26 +106,25 @@ def _welch(values: np.ndarray, image: float) -> Interval:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.coverage", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--studies", type=int, default=5000)
-    parser.add_argument("--seeds", default="2,3,5,10", help="numbers of paired seeds")
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    rows = []
-    if not given.json:
-        print(f"share of {given.studies} studies whose 95 % interval holds the true gain")
-        print("seed sd  image sd  alike  seeds  " + "  ".join(f"{method:>13}" for method in METHODS))
+    options = parser("coverage", __doc__)
+    options.add_argument("--studies", type=int, default=5000)
+    options.add_argument("--seeds", default="2,3,5,10", help="numbers of paired seeds")
+    given = options.parse_args()
+    counts, rows, about = [int(number) for number in given.seeds.split(",")], [], machine()
+    lines = [
+        f"share of {given.studies} studies whose 95 % interval holds the true gain; {machine_words(about)}",
+        "seed sd  image sd  alike  seeds  " + "  ".join(f"{method:>13}" for method in METHODS),
+    ]
     for planted in PLANTED:
-        for seeds in map(int, given.seeds.split(",")):
+        for seeds in counts:
             shares = covered(planted, seeds, given.studies, np.random.default_rng(seeds))
             rows.append({**asdict(planted), "seeds": seeds, "studies": given.studies, "covered": shares})
-            if not given.json:
-                numbers = "  ".join(f"{shares[method]:13.3f}" for method in METHODS)
-                print(f"{planted.seed:7}  {planted.image:8}  {planted.alike:5}  {seeds:5}  {numbers}", flush=True)
-    if given.json:
-        print(json.dumps(rows, indent=1))
+            numbers = "  ".join(f"{shares[method]:13.3f}" for method in METHODS)
+            lines.append(f"{planted.seed:7}  {planted.image:8}  {planted.alike:5}  {seeds:5}  {numbers}")
+            say(f"{len(rows)} of {len(PLANTED) * len(counts)}")
+    offered = {seeds: [row["covered"]["offered"] for row in rows if row["seeds"] == seeds] for seeds in counts}
+    lowest = {seeds: min(shares) for seeds, shares in offered.items()}
+    show(given, {**about, "studies": given.studies, "lowest": lowest, "rows": rows}, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
 """Images per second that the loader prepares, by worker processes and by where decoded frames are kept.
 
-    python -m benchmarks.loader [--recipe released] [--json]
+    python -m benchmarks.loader [--recipe released] [--json [FILE]]
 
 Synthetic frames of 480x640 are written in the MF layout first. Then each combination prepares training batches of the
-published MF setting (crop 240x320, random resize, flip, jitter) that nobody consumes: "uncached" decodes every image
-from its PNG, "ram" and "file" have decoded all before. All in one run on one machine, so that ratios can be compared.
+published MF setting (crop 240x320, random resize, flip, jitter) that nobody consumes: "released" is arranged as in the
+released code (`benchmarks.released_loader`), "uncached" decodes every image from its PNG, "ram" and "file" have decoded
+all before. All in one run on one machine, so that ratios can be compared. Processor seconds of an image are without
+worker processes: where others use the machine, those are the ones to compare.
 """
 
-import argparse
-import json
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -17,14 +16,14 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.released_loader import released_batches
+from benchmarks.report import machine, machine_words, parser, say, show
 from crm.config import Config, Data
 from crm.data.dataset import Split, open_split
 from crm.data.export import write_synthetic
 from crm.data.loader import batches
-from crm.machine import cores
-from crm.provenance import cpu
 
-KINDS = ("uncached", "ram", "file")
+KINDS = ("released", "uncached", "ram", "file")
 RECIPES = {
     "clean": Data(),
     "released": replace(Data(), float_resize=True, float_jitter=True, drop_last=True),
@@ -32,26 +31,31 @@ RECIPES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--frames", type=int, default=96, help="images written and prepared per combination")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--workers", default="0,1,2,4", help="numbers of worker processes")
-    parser.add_argument("--recipe", choices=RECIPES, default="clean")
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
+    options = parser("loader", __doc__)
+    options.add_argument("--frames", type=int, default=96, help="images written and prepared per combination")
+    options.add_argument("--batch", type=int, default=8)
+    options.add_argument("--workers", default="0,1,2,4", help="numbers of worker processes")
+    options.add_argument("--recipe", choices=RECIPES, default="clean")
+    given = options.parse_args()
     torch.set_num_threads(1)  # as in the workers, so that numbers are per process
-    counts = [int(number) for number in given.workers.split(",")]
+    counts = sorted({0, *(int(number) for number in given.workers.split(","))})
     with tempfile.TemporaryDirectory() as scratch:
         say(f"writing {given.frames} frames of 480x640")
         write_synthetic("mf", Path(scratch) / "mfnet", counts={"train": given.frames}, tell=told)
         config = Config(data=RECIPES[given.recipe], batch=given.batch, steps=given.frames // given.batch)
         speeds = {kind: {} for kind in KINDS}
+        seconds = {}
         for kind in KINDS:
             for workers in counts:
                 say(f"{kind}, {workers} workers")
-                speeds[kind][workers] = images_per_second(config, prepared(kind, Path(scratch)), workers)
-    about = {"cpu": cpu(), "cores": cores(), "recipe": given.recipe, "batch": given.batch, "frames": given.frames}
-    print(json.dumps({**about, "images_per_second": speeds}, indent=1) if given.json else table(about, speeds))
+                speed, spent = images_per_second(config, kind, Path(scratch), workers)
+                speeds[kind][workers] = speed
+                if not workers:
+                    seconds[kind] = spent
+    about = {**machine(), "recipe": given.recipe, "batch": given.batch, "frames": given.frames}
+    ratios = {kind: round(seconds["released"] / spent, 2) for kind, spent in seconds.items()}
+    found = {"images_per_second": speeds, "cpu_seconds": seconds, "released_to_ours_cpu": ratios}
+    show(given, {**about, **found}, "\n".join([table(about, speeds), "", cpu_words(seconds, ratios)]))
 
 
 def prepared(kind: str, scratch: Path) -> Split:
@@ -64,35 +68,37 @@ def prepared(kind: str, scratch: Path) -> Split:
     return split
 
 
-def images_per_second(config: Config, split: Split, workers: int) -> float:
-    """Over one epoch, from the first batch on: starting workers is not part of it."""
-    made = batches(config, split, 0, workers)
+def images_per_second(config: Config, kind: str, scratch: Path, workers: int) -> tuple[float, float]:
+    """Over one epoch, from the first batch on: starting workers is not part of it. And CPU seconds here, an image."""
+    if kind == "released":
+        made = released_batches(config, scratch / "mfnet", workers)
+    else:
+        made = batches(config, prepared(kind, scratch), 0, workers)
     next(made)
-    began = time.perf_counter()
-    count = sum(len(batch.valid) for batch in made)
-    return round(count / (time.perf_counter() - began), 1)
+    began, spent = time.perf_counter(), time.process_time()
+    count = sum(len(batch) if isinstance(batch, list) else len(batch.valid) for batch in made)
+    return round(count / (time.perf_counter() - began), 1), round((time.process_time() - spent) / count, 5)
+
+
+def cpu_words(seconds: dict[str, float], ratios: dict[str, float]) -> str:
+    each = [f"{kind} {1000 * spent:.1f} ms ({ratios[kind]:.2f}x)" for kind, spent in seconds.items()]
+    return f"processor time of an image: {', '.join(each)}"
 
 
 def table(about: dict[str, object], speeds: dict[str, dict[int, float]]) -> str:
-    """Images per second, and in brackets relative to one process without a cache."""
-    counts = list(speeds["uncached"])
-    base = speeds["uncached"][counts[0]]
-    lines = [f"{about['cpu']}, {about['cores']} cores; {about['recipe']} recipe, batches of {about['batch']}", ""]
-    lines.append("images/s  " + "".join(f"{f'{count} workers':>16}" for count in counts))
+    """Images per second, and in brackets relative to the released arrangement with as many processes."""
+    base = speeds["released"]
+    lines = [f"{machine_words(about)}; {about['recipe']} recipe, batches of {about['batch']}", ""]
+    lines.append("images/s  " + "".join(f"{f'{count} workers':>16}" for count in base))
     for kind, by_count in speeds.items():
-        lines.append(
-            f"{kind:10}" + "".join(f"{f'{speed:.0f} ({speed / base:.1f}x)':>16}" for speed in by_count.values())
-        )
+        cells = [f"{speed:.0f} ({speed / base[count]:.1f}x)" for count, speed in by_count.items()]
+        lines.append(f"{kind:10}" + "".join(f"{cell:>16}" for cell in cells))
     return "\n".join(lines)
 
 
 def told(split: str, done: int, count: int) -> None:
     if done % 24 == 0:
         say(f"  {done} of {count}")
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

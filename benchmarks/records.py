@@ -1,19 +1,19 @@
 """How long looking at many records takes: crm status and crm tables over thousands of finished runs.
 
-    python -m benchmarks.records [--runs 10000] [--seeds 5] [--folder DIR] [--json]
+    python -m benchmarks.records [--runs 10000] [--seeds 5] [--folder DIR] [--json [FILE]]
 
 The runs are generated: real configs and folders, INVENTED matrices of the synthetic set's six classes. The sweep is the
 tiny form of an ablation with as many rows as it takes. Times are of fresh processes; cold is before any bootstrap is in
 the cache.
 """
 
-import argparse
 import json
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from argparse import SUPPRESS
 from hashlib import sha256
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from analysis.paper.ledger import write
 from analysis.paper.render import write as render
 from analysis.paper.spec import Column, Row, Table
 from analysis.paper.wanted import Form, Sweeps
+from benchmarks.report import machine, machine_words, parser, show
 from crm.cli.status import stand, status_text
 from crm.conditions import CLEAN_TEST
 from crm.config import flatten
@@ -102,13 +103,12 @@ def look(folder: Path, runs: int, seeds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=10_000)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="Where the records are kept and found again. [default: a new one]")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--look", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    options = parser("records", __doc__)
+    options.add_argument("--runs", type=int, default=10_000)
+    options.add_argument("--seeds", type=int, default=5)
+    options.add_argument("--folder", type=Path, help="Where the records are kept and found again. [default: a new one]")
+    options.add_argument("--look", action="store_true", help=SUPPRESS)
+    given = options.parse_args()
     if given.look:
         print(json.dumps(look(given.folder, given.runs, given.seeds)))
         return
@@ -131,14 +131,12 @@ def main() -> None:
     for name in ("cold", "warm"):
         done = subprocess.run([*command, "--folder", str(folder)], capture_output=True, text=True, check=True)
         looks[name] = json.loads(done.stdout)
-    result = {"runs": given.runs, "generated_seconds": made, **looks}
-    if given.json:
-        print(json.dumps(result, indent=1))
-        return
-    print(f"{given.runs} runs in {folder}, generated in {made:.0f} s")
+    about = machine()
+    lines = [f"{machine_words(about)}; {given.runs} runs in {folder}, generated in {made:.0f} s"]
     for name, one in looks.items():
-        print(f"{name}: crm status {one['status']:.2f} s, crm tables {one['tables']:.1f} s, "
-              f"{one['bytes'] / 2**20:.0f} MiB")  # fmt: skip
+        lines.append(f"{name}: crm status {one['status']:.2f} s, crm tables {one['tables']:.1f} s, "
+                     f"{one['bytes'] / 2**20:.0f} MiB")  # fmt: skip
+    show(given, {**about, "runs": given.runs, "generated_seconds": made, **looks}, "\n".join(lines))
 
 
 if __name__ == "__main__":

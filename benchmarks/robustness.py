@@ -1,6 +1,6 @@
 """What a robustness suite costs: a grid of conditions computed with shared branches against one forward pass each.
 
-    python -m benchmarks.robustness [--size 240x320] [--grid 6] [--images 1] [--model tiny|demo] [--json]
+    python -m benchmarks.robustness [--size 240x320] [--grid 6] [--images 1] [--model tiny|demo] [--json [FILE]]
 
 A network with random weights (Swin-T in both branches by default) evaluates synthetic scenes under RGB x thermal
 conditions: "shared" as `crm evaluate` does, all conditions at once; "naive" condition by condition, each a full forward
@@ -14,10 +14,6 @@ alike. On a CPU all times are processor seconds of this process; they do not cre
 network works.
 """
 
-import argparse
-import json
-import os
-import sys
 import time
 from collections.abc import Callable
 from itertools import product
@@ -26,15 +22,14 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from benchmarks.report import machine, machine_words, parser, say, show
 from crm.conditions import CLEAN, Condition, Degradation
 from crm.config import Model
 from crm.confusion import Evaluation
 from crm.data.dataset import Split, open_split
 from crm.data.specs import SYNTHETIC
 from crm.evaluate import AT_ONCE, Scored, answer, at_once, evaluate, image_scores, modality_input
-from crm.machine import cores
 from crm.model.segmenter import Segmenter, build_segmenter
-from crm.provenance import cpu
 from experiments.synthetic_small import config as demo
 
 T = TypeVar("T")
@@ -44,32 +39,27 @@ MODELS = {"tiny": Model(init="none"), "demo": demo.model}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.robustness", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--model", choices=MODELS, default="tiny", help="tiny is Swin-T with the published head")
-    parser.add_argument("--size", default="240x320", help="height x width of the frames")
-    parser.add_argument("--grid", type=int, default=6, help="conditions of each modality, clean among them")
-    parser.add_argument("--images", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=1, help="times everything is measured; the median counts")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
+    options = parser("robustness", __doc__)
+    options.add_argument("--model", choices=MODELS, default="tiny", help="tiny is Swin-T with the published head")
+    options.add_argument("--size", default="240x320", help="height x width of the frames")
+    options.add_argument("--grid", type=int, default=6, help="conditions of each modality, clean among them")
+    options.add_argument("--images", type=int, default=1)
+    options.add_argument("--rounds", type=int, default=1, help="times everything is measured; the median counts")
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--threads", type=int, default=1)
+    given = options.parse_args()
     torch.set_num_threads(given.threads)
     height, width = map(int, given.size.split("x"))
     torch.manual_seed(0)
     model = build_segmenter(MODELS[given.model], SYNTHETIC.num_classes).to(given.device).eval()
     split = open_split("synthetic", "test", size=(height, width), limit=given.images)
     split[:]  # drawn before anything is measured
-    before = os.getloadavg()[0]
-    measured = measure(model, split, grid(given.grid), given.device, given.rounds)
     about = {
-        "cpu": cpu(), "cores": cores(), "threads": given.threads, "device": given.device, "model": given.model,
+        **machine(), "threads": given.threads, "device": given.device, "model": given.model,
         "size": given.size, "grid": f"{given.grid} x {given.grid}", "images": given.images,
-        "load": [round(load, 1) for load in (before, os.getloadavg()[0])],
     }  # fmt: skip
-    print(json.dumps({**about, **measured}, indent=1) if given.json else table(about, measured))
+    measured = measure(model, split, grid(given.grid), given.device, given.rounds)
+    show(given, {**about, **measured}, table(about, measured))
 
 
 def grid(side: int) -> list[Condition]:
@@ -174,9 +164,8 @@ def clock(device: str) -> float:
 
 def table(about: dict[str, Any], found: dict[str, float]) -> str:
     s = {name: found[f"seconds_{name}"] for name in ("rgb", "thermal", "head", "shared", "naive")}
-    loads = " to ".join(map(str, about["load"]))
     return "\n".join([
-        f"{about['cpu']}, {about['cores']} cores, load {loads}; {about['model']} on {about['device']}, "
+        f"{machine_words(about)}; {about['model']} on {about['device']}, "
         f"{about['size']}, {about['images']} images, {about['threads']} threads",
         f"seconds per image: RGB branch {s['rgb']:.3f}, thermal branch {s['thermal']:.3f}, "
         f"fusion to classes {s['head']:.3f}",
@@ -187,10 +176,6 @@ def table(about: dict[str, Any], found: dict[str, float]) -> str:
         f"{found['image_conditions_per_second']:.1f}",
         f"pixels that change class: {found['pixels_changed']:.1e}",
     ])  # fmt: skip
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the MLflow mirror costs a training process: steps per second with it on, off, and with a server that hangs.
 
-    python -m benchmarks.tracking [--seconds 300] [--block 5] [--json]
+    python -m benchmarks.tracking [--seconds 300] [--block 5] [--json [FILE]]
 
 One process trains on one thread and journals every step, far more often than real runs do. Two mirrors follow its run
 folder as `crm train` would have it: one into a new sqlite store, one to a server that takes connections and never
@@ -10,7 +10,6 @@ too, so it is given about three times its work. Ratios are of blocks of the same
 clock and of the training process's own CPU time; the load of the machine is printed, for others may be at work on it.
 """
 
-import argparse
 import json
 import os
 import random
@@ -26,11 +25,12 @@ from pathlib import Path
 import psutil
 import torch
 
+from benchmarks.report import machine as this_machine
+from benchmarks.report import machine_words, parser, say, show
 from crm.config import override
 from crm.data.dataset import open_run_split
 from crm.data.loader import batches
-from crm.machine import Machine, cores
-from crm.provenance import cpu
+from crm.machine import Machine
 from crm.records import append, claim, open_run
 from crm.step import Trainer
 from crm.tracking.listing import list_run
@@ -42,17 +42,14 @@ WARM_UP = 120.0  # seconds at most
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.tracking", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--seconds", type=float, default=300.0, help="of measuring")
-    parser.add_argument("--block", type=float, default=5.0, help="seconds of one block")
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
+    options = parser("tracking", __doc__)
+    options.add_argument("--seconds", type=float, default=300.0, help="of measuring")
+    options.add_argument("--block", type=float, default=5.0, help="seconds of one block")
+    given = options.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         found = measure(Path(scratch), given.seconds, given.block)
-    print(json.dumps(found, indent=1) if given.json else table(found))
+    show(given, found, table(found))
 
 
 def measure(scratch: Path, seconds: float, block: float) -> dict[str, object]:
@@ -81,7 +78,7 @@ def measure(scratch: Path, seconds: float, block: float) -> dict[str, object]:
         kind: subprocess.Popen([*command, "--uri", uri, "--follow", str(os.getpid())]) for kind, uri in uris.items()
     }
     speeds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
-    number, load = 0, os.getloadavg()[0]
+    number, about = 0, this_machine()
     try:
         say("warming up, while the mirrors load MLflow and reach their stores")
         for kinds, length in ((None, WARM_UP), (KINDS, seconds)):
@@ -114,7 +111,7 @@ def measure(scratch: Path, seconds: float, block: float) -> dict[str, object]:
         deaf.close()
     sent = json.loads((folder / "mirror.json").read_text()) if (folder / "mirror.json").exists() else {}
     return {
-        "cpu": cpu(), "cores": cores(), "load": [round(load, 2), round(os.getloadavg()[0], 2)],
+        **about,
         "seconds": seconds, "block": block, "rounds": len(speeds["off"]), "steps": number,
         "lines_sent": max((cursor["lines"] for cursor in sent.values()), default=0),
         "steps_per_second": {kind: round(statistics.mean(one[0] for one in speeds[kind]), 2) for kind in KINDS},
@@ -151,8 +148,7 @@ def prepare_store(uri: str, scratch: Path) -> None:
 
 def table(found: dict) -> str:
     lines = [
-        f"{found['cpu']}, {found['cores']} cores, load {found['load'][0]} to {found['load'][1]}; "
-        f"{found['steps']} steps,",
+        f"{machine_words(found)}; {found['steps']} steps,",
         f"{found['rounds']} rounds of three blocks of {found['block']:.0f} s, {found['lines_sent']} lines in the store",
         "",
         "          steps/s   of off, wall clock         of off, own CPU time       mirror's CPU   memory",
@@ -166,10 +162,6 @@ def table(found: dict) -> str:
             text += f"{found['mirror'][kind]['cpu_seconds']:12.1f} s {found['mirror'][kind]['memory_mib']:6} MiB"
         lines.append(text)
     return "\n".join([*lines, "", "mean of paired ratios ± its standard error (median)"])
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

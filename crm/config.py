@@ -9,11 +9,10 @@ import ast
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache, cached_property
 from hashlib import sha256
-from operator import attrgetter
 from typing import Any, TypeVar
 
 from crm.names import family, unknown
@@ -57,6 +56,16 @@ class _Part:
             if kept is not value:
                 object.__setattr__(self, f.name, kept)
             _check_number(path, kept)
+
+    @cached_property
+    def _flat(self) -> dict[str, Any]:
+        """Its values by dotted paths."""
+        name = type(self).__name__.lower()
+        return {f"{name}.{f.name}": getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+
+    @cached_property
+    def _plain(self) -> dict[str, Any]:
+        return {path: list(value) if isinstance(value, tuple) else value for path, value in self._flat.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -421,17 +430,41 @@ def parse_set(text: str, takes: str = "--set takes path=value, as in masking.rat
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted paths to plain values: the one written form of a config."""
-    return {prefix + path: value(config) for path, value in _values(type(config))}
+    if isinstance(config, _Part):
+        return {prefix + path.partition(".")[2]: value for path, value in config._flat.items()}
+    flat: dict[str, Any] = {}
+    for name in _names():
+        value = getattr(config, name)
+        if isinstance(value, _Part):
+            flat |= value._flat  # made once: the thousands of cells of a sweep share most of their parts
+        else:
+            flat[name] = value
+    return flat
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """A config's values by dotted paths as config.json has them: a list for a tuple. To be read, not changed."""
+    flat: dict[str, Any] = {}
+    for name in _names():
+        value = getattr(config, name)
+        if isinstance(value, _Part):
+            flat |= value._plain
+        else:
+            flat[name] = value
+    return flat
 
 
 @cache
-def _values(kind: type) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
-    """The dotted paths of a dataclass, and what reads each; parts are known by their defaults."""
-    found: list[tuple[str, Callable[[Any], Any]]] = []
-    for f in fields(kind):
-        paths = [f"{f.name}.{path}" for path, _ in _values(type(f.default))] if is_dataclass(f.default) else [f.name]
-        found += [(path, attrgetter(path)) for path in paths]
-    return tuple(found)
+def _names() -> tuple[str, ...]:
+    return tuple(f.name for f in fields(Config))
+
+
+def seeded(config: Config, seed: int) -> Config:
+    """The config with another seed. It is not checked anew: no check looks at seeds, and a sweep makes thousands."""
+    made = object.__new__(Config)
+    made.__dict__.update(config.__dict__, seed=_as(config.seed, seed, "seed"))
+    made.__dict__.pop("_id", None)
+    return made
 
 
 def difference(config: Config, reference: Config) -> dict[str, Any]:

@@ -60,6 +60,15 @@ def scores(name: str) -> bool:
     return any(f"{name}.".startswith(f"crm.{own}.") for own in SCORING)
 
 
+def trains(name: str) -> bool:
+    return not scores(name)
+
+
+def chooses(name: str) -> bool:
+    """Whether a checkpoint is chosen by what a module holds."""
+    return name in CHOOSING
+
+
 def source_file(name: str, root: Path) -> Path | None:
     """The file of a module; None where the name is no module, but something in one."""
     path = root.joinpath(*name.split("."))
@@ -167,12 +176,12 @@ def words(names: Collection[str]) -> str:
 
 def changed_parts(folder: Path, recorded: Mapping[str, str] | None, root: Path = ROOT) -> list[str] | None:
     """The parts of the code that trained a run which have changed since; None where its record does not tell."""
-    return _since(folder, recorded, root, lambda name: not scores(name))
+    return _since(folder, recorded, root, trains)
 
 
 def chosen_by(folder: Path, recorded: Mapping[str, str] | None, root: Path = ROOT) -> list[str] | None:
     """The parts of the code that chose a run's checkpoints which have changed since; None where nobody knows."""
-    found = _since(folder, recorded, root, lambda name: name in CHOOSING)
+    found = _since(folder, recorded, root, chooses)
     if not found:
         return found
     reached = reachable(root, CHOOSING, CHOICE)
@@ -184,7 +193,7 @@ def _since(
 ) -> list[str] | None:
     if recorded is None:
         return None
-    touched = [name for name, text in recorded.items() if counts(name) and text != text_hash(name, root)]
+    touched = _touched(tuple(recorded.items()), root, counts)
     if not touched:
         return []
     try:
@@ -192,6 +201,12 @@ def _since(
     except (FileNotFoundError, ValueError):
         return None
     return [f"{module}.{part}" for module in touched for part in differing(before[module], parts_of(module, root))]
+
+
+@cache
+def _touched(recorded: tuple[tuple[str, str], ...], root: Path, counts: Callable[[str], bool]) -> tuple[str, ...]:
+    """The modules whose text is another now: the same for all runs of the same code."""
+    return tuple(name for name, text in recorded if counts(name) and text != text_hash(name, root))
 
 
 def now(names: Iterable[str], root: Path = ROOT) -> str:
@@ -265,7 +280,7 @@ def identifiers(tree: ast.AST) -> set[str]:
 
 def forget() -> None:
     """Reads the code anew at the next question: for whoever edits it in a process."""
-    for known in (text_hash, parts_of, uses, reachable):
+    for known in (text_hash, parts_of, uses, reachable, _touched):
         known.cache_clear()
 
 

@@ -14,9 +14,10 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from crm.config import TERMS, Config, flatten
+from crm.config import TERMS, Config, flatten, plain, seeded
 from crm.records import read_json
 
+Known = tuple[Config, Mapping[str, Any]]  # a run's config and its result
 SAME, SIMILAR = "the same settings", "similar settings"
 TAIL = 1 << 18  # bytes at the end of a journal, where its evaluations stand
 
@@ -55,14 +56,15 @@ class _Past:
 class History:
     """The finished runs below a folder, by their settings."""
 
-    def __init__(self, runs: Path, device: str = "", known: Mapping[str, Config] | None = None) -> None:
+    def __init__(self, runs: Path, device: str = "", known: Mapping[str, Known] | None = None) -> None:
         """Reads nothing yet.
 
         Args:
             device: cpu or cuda, whose runs count; "" is the one that most runs were trained on.
-            known: run id -> config, of runs whose config.json was read already and says just that.
+            known: run id -> config and result, of runs whose config.json and result.json were read already.
         """
-        self.runs, self._device, self._configs = runs, device.partition(":")[0], known or {}
+        self.runs, self._device, self._read = runs, device.partition(":")[0], known or {}
+        self._keys: dict[Config, tuple[str, str]] = {}
         self._costs: dict[str, Cost | None] = {}
         self._sizes: dict[Path, Size] = {}
 
@@ -70,9 +72,16 @@ class History:
         """What a run of this config costs; None where nothing is known."""
         if not self._by_settings:
             return None
-        settings = flat(config)
-        exact = same(settings)
-        return self._known(exact, SAME) or self._known(similar(settings), SIMILAR)
+        exact, alike = self._of(config)
+        return self._known(exact, SAME) or self._known(alike, SIMILAR)
+
+    def _of(self, config: Config) -> tuple[str, str]:
+        """What `same` and `similar` say of a config; asked once for all seeds of a row."""
+        row = seeded(config, 0)
+        if row not in self._keys:
+            settings = plain(config)
+            self._keys[row] = same(settings), similar(settings)
+        return self._keys[row]
 
     def _known(self, key: str, basis: str) -> Cost | None:
         if key not in self._costs:
@@ -110,39 +119,35 @@ class History:
     @cached_property
     def _by_settings(self) -> dict[str, list[_Past]]:
         found: dict[str, list[_Past]] = {}
-        for settings, past in _finished(self.runs, self._configs):
-            for key in (same(settings), similar(settings)):
+        for settings, past in _finished(self.runs, self._read):
+            alike = self._of(settings) if isinstance(settings, Config) else (same(settings), similar(settings))
+            for key in alike:
                 found.setdefault(key, []).append(past)
         return found
 
 
-def _finished(runs: Path, configs: Mapping[str, Config]) -> Iterator[tuple[dict[str, Any], _Past]]:
-    """Every trained run that tells how long its steps took."""
-    known = flat(Config())
+def _finished(runs: Path, read: Mapping[str, Known]) -> Iterator[tuple[Config | dict[str, Any], _Past]]:
+    """Every trained run that tells how long its steps took, with its settings."""
+    known = plain(Config())
     try:
         names = [entry.name for entry in os.scandir(runs) if not entry.name.startswith((".", "import-"))]
     except FileNotFoundError:
         return
     for name in names:
         folder = runs / name
-        result = read_json(folder / "result.json")
+        settings, result = read.get(name) or (None, read_json(f"{folder}/result.json"))
         if not result or not result.get("seconds_per_step"):
             continue
-        if (config := configs.get(name)) is not None:
-            settings = flat(config)
-        elif written := read_json(folder / "config.json"):
+        if settings is not None:
+            pass
+        elif written := read_json(f"{folder}/config.json"):
             # a setting that is new has its default, which means "as before"; one that is gone counts for nothing
             settings = {path: written["config"].get(path, value) for path, value in known.items()}
         else:
             continue
-        numerics = read_json(folder / "numerics.json") or {}
+        numerics = read_json(f"{folder}/numerics.json") or {}
         device = numerics.get("device", "cpu").partition(":")[0]
         yield settings, _Past(folder, result["seconds_per_step"], device, numerics.get("processes", 1))
-
-
-def flat(config: Config) -> dict[str, Any]:
-    """A config's settings as config.json has them."""
-    return {path: list(value) if isinstance(value, tuple) else value for path, value in flatten(config).items()}
 
 
 def same(settings: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ from uuid import uuid4
 
 from crm.cluster.slurm import FINISHED, Unreachable, queue
 from crm.conditions import Condition
-from crm.config import SCHEMA, Config, flatten, override, run_id
+from crm.config import SCHEMA, Config, flatten, override, plain, run_id
 from crm.faults import while_writing
 from crm.machine import Machine
 
@@ -96,12 +96,23 @@ def remove_scratch(folder: Path) -> None:
 def read_json(path: Path | str) -> Any:
     """The file's value, or None where there is no such file; ValueError names one that is no JSON."""
     try:
-        with open(path, encoding="utf-8") as file:  # several thousands are read for a table
-            return json.loads(file.read())
+        return json.loads(read_bytes(path).decode())
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise ValueError(f"{path} is damaged, for it is no JSON: {error}") from error
+
+
+def read_bytes(path: Path | str) -> bytes:
+    """A small file, in as few calls of the system as it takes: tens of thousands are read for a plan or a table."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        found = os.read(file, 1 << 16)
+        while found and (more := os.read(file, 1 << 20)):
+            found += more
+        return found
+    finally:
+        os.close(file)
 
 
 def file_hash(path: Path) -> str:
@@ -134,9 +145,8 @@ def moved(written: Mapping[str, Any], config: Config) -> str:
     """How a config.json contradicts this config, for a default moved or a setting is gone; "" if it does not."""
     if written["schema"] != SCHEMA:
         return f"has record schema {written['schema']}, this version reads {SCHEMA}"
-    recorded = written["config"]
-    wanted = {path: list(value) if isinstance(value, tuple) else value for path, value in flatten(config).items()}
-    if recorded.items() <= wanted.items():
+    recorded, wanted = written["config"], plain(config)
+    if recorded == wanted:
         return ""
     found = [f"{path} (was {recorded[path]!r}, now {wanted.get(path)!r})"
              for path in sorted(recorded) if recorded[path] != wanted.get(path)]  # fmt: skip
@@ -201,10 +211,10 @@ def unfinished(folder: Path, selection: str) -> Path:
     return folder / "evals" / selection / "unfinished"
 
 
-def lacking(folder: Path, selection: str, conditions: Sequence[Condition]) -> list[Condition]:
+def lacking(folder: Path | str, selection: str, conditions: Sequence[Condition]) -> list[Condition]:
     """The conditions this run has not been evaluated under."""
     try:
-        there = set(os.listdir(folder / "evals" / selection))  # one look for all: a suite has hundreds
+        there = set(os.listdir(f"{folder}/evals/{selection}"))  # one look for all: a suite has hundreds
     except FileNotFoundError:
         return list(conditions)
     return [condition for condition in conditions if f"{condition.name}.npz" not in there]
@@ -446,16 +456,20 @@ class State:
 def state(runs: Path, config: Config, selection: str, conditions: Sequence[Condition]) -> State:
     """The state of a run; never changes anything on disk."""
     folder = os.path.join(runs, run_id(config))  # paths as text: thousands of runs are looked at
-    if not os.path.exists(f"{folder}/config.json"):
+    try:
+        there = set(os.listdir(folder))  # one look for all of its files
+    except (FileNotFoundError, NotADirectoryError):
+        there = set()
+    if "config.json" not in there:
         return State(name="missing", steps=config.steps)
-    progress = read_json(f"{folder}/progress.json") or {}
-    holder = read_json(f"{folder}/claim.json")
+    progress = read_json(f"{folder}/progress.json") or {} if "progress.json" in there else {}
+    holder = read_json(f"{folder}/claim.json") if "claim.json" in there else None
     known = {
         "step": progress.get("step", 0), "steps": config.steps, "miou": progress.get("miou"),
         "best": progress.get("best"), "holder": holder, "time": progress.get("time"),
     }  # fmt: skip
-    trained = os.path.exists(f"{folder}/result.json")
-    if trained and not lacking(Path(folder), selection, conditions):
+    trained = "result.json" in there
+    if trained and not lacking(folder, selection, conditions):
         return State(name="done", **{**known, "step": config.steps})
     if holder is not None and alive(holder):
         return State(name="running", pid=holder["pid"], eta=progress.get("eta"), **known)
@@ -463,6 +477,4 @@ def state(runs: Path, config: Config, selection: str, conditions: Sequence[Condi
         return State(name="failed", reason=failure["reason"], **known)
     if trained:
         return State(name="trained", **{**known, "step": config.steps})
-    return State(
-        name="interrupted" if holder or known["step"] or os.path.exists(f"{folder}/attempts") else "missing", **known
-    )
+    return State(name="interrupted" if holder or known["step"] or "attempts" in there else "missing", **known)

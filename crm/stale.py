@@ -122,9 +122,9 @@ def stale(
         data: a data set's folder, or one that holds several.
         weights: the folder of the files that model.init names.
     """
-    if (written := read_json(folder / "config.json")) is None:
+    if (written := read_json(f"{folder}/config.json")) is None:  # paths as text: thousands of runs are looked at
         return Stale()
-    made = provenance or read_json(folder / "provenance.json") or {}
+    made = provenance or read_json(f"{folder}/provenance.json") or {}
     found = _Found()
     if drift := moved(written, cell.config):
         found.reasons.append(Reason.of("settings", drift))

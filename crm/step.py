@@ -1,7 +1,9 @@
 """One optimiser step of a run: forward and backward in as many parts as the machine wants, then one descent.
 
-A step is a function of (seed, step). Micro-batches and processes are parts of its batch: their losses and gradients add
-up to those of the whole (to rounding; with micro-batches BatchNorm sees each of them alone).
+A step is a function of (seed, step). Its numbers stay on the device until somebody looks at them: of all that a step
+does, only the matching, which is solved on the host, waits for the device (`crm.matching.assign`). Micro-batches and
+processes are parts of its batch: their losses and gradients add up to those of the whole (to rounding; with
+micro-batches BatchNorm sees each of them alone).
 
 b = images of this process, B = images of the whole batch, h w = tokens
 """
@@ -10,6 +12,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +53,38 @@ class Step:
         return sum(self.terms.values())
 
 
+class Late:
+    """A step that was taken, whose numbers may still be on the device."""
+
+    def __init__(self, number: int, names: list[str], values: Tensor, lr: float, masks: Tensor | None) -> None:
+        """Fetches nothing.
+
+        Args:
+            names: of the terms and details, which `values` begins with; it ends with a norm for each network.
+        """
+        self.number, self._names, self._values, self._lr, self._masks = number, names, values, lr, masks
+
+    @cached_property
+    def step(self) -> Step:
+        """Its numbers; the first time, this waits for the device."""
+        values = self._values.tolist()
+        found = dict(zip(self._names, values, strict=False))
+        return Step(
+            terms={name: value for name, value in found.items() if "/" not in name},
+            details={name: value for name, value in found.items() if "/" in name},
+            grad_norm=math.hypot(*values[len(found) :]),
+            lr=self._lr,
+            hidden=_shares(self._masks),
+        )
+
+    def check(self) -> None:
+        """Raises RunFailed if the loss or the gradient is not finite, with the step and the terms."""
+        if not math.isfinite(self.step.total):
+            raise _not_finite("loss", self.step.terms, self.number)
+        if not math.isfinite(self.step.grad_norm):
+            raise _not_finite("gradient", self.step.terms, self.number)
+
+
 class Trainer:
     """A network in training, with its optimiser and, if configured, the running average of its weights."""
 
@@ -61,6 +96,7 @@ class Trainer:
         """
         self.config, self.machine, self.spec, self.epoch_steps = config, machine, spec, epoch_steps
         self.places = distributed.share(config.batch)
+        self.unchecked: list[Late] = []  # steps whose numbers nobody has looked at
         torch.manual_seed(derive(config.seed, "initialisation"))
         self.model = build_segmenter(config.model, spec.num_classes).to(machine.device)
         self._prepare()
@@ -95,10 +131,25 @@ class Trainer:
         return network
 
     def step(self, batch: Batch, number: int) -> Step:
-        """Step `number` on this process's images of it.
+        """Step `number` on this process's images of it, and its numbers.
 
         Raises RunFailed if the loss or the gradient is not finite, with the step and the terms.
         """
+        taken = self.advance(batch, number)
+        self.check()
+        return taken.step
+
+    def check(self) -> None:
+        """Raises RunFailed for the first step since the last check whose loss or gradient is not finite.
+
+        To be called before anything is made of the weights: they may be spoilt since.
+        """
+        unchecked, self.unchecked = self.unchecked, []
+        for taken in unchecked:
+            taken.check()
+
+    def advance(self, batch: Batch, number: int) -> Late:
+        """Step `number` on this process's images of it, without waiting for its numbers: `check` looks at them."""
         config = self.config
         if strikes("memory", "step"):
             raise torch.OutOfMemoryError("CRM_FAULT asked for it")
@@ -109,7 +160,9 @@ class Trainer:
         view = None if batch.view is None else View(
             batch.view.image.to(self.machine.device, non_blocking=True), *self._targets(batch.view)
         )  # fmt: skip
-        hidden = None if masks is None else masks[self.places.start : self.places.stop].to(self.machine.device)
+        hidden = None if masks is None else masks[self.places.start : self.places.stop].to(
+            self.machine.device, non_blocking=True
+        )  # fmt: skip
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for images in self._parts(len(image)):
@@ -119,16 +172,9 @@ class Trainer:
                                      targets.part(images), view and view.part(images), part, number)  # fmt: skip
             for name, value in found.items():
                 sums[name] = sums[name] + value if name in sums else value
-        values = distributed.add_up(torch.stack(list(sums.values()))).tolist()
-        found = dict(zip(sums, values, strict=True))
-        terms = {name: value for name, value in found.items() if "/" not in name}
-        if not math.isfinite(sum(terms.values())):
-            raise _not_finite("loss", terms, number)
+        values = distributed.add_up(torch.stack(list(sums.values())))
         distributed.add_up_gradients(self.model)
-        norms = [nn.utils.clip_grad_norm_(part, config.optim.clip).item() for part in self.model.networks]
-        norm = math.hypot(*norms)
-        if not math.isfinite(norm):
-            raise _not_finite("gradient", terms, number)
+        norms = [nn.utils.clip_grad_norm_(part, config.optim.clip) for part in self.model.networks]
         factor = rate(number, config.steps, self.epoch_steps, config.optim)
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
@@ -136,13 +182,10 @@ class Trainer:
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        return Step(
-            terms=terms,
-            details={name: value for name, value in found.items() if "/" in name},
-            grad_norm=norm,
-            lr=max(group["lr"] for group in self.optimizer.param_groups),
-            hidden=_shares(masks),
-        )
+        lr = max(group["lr"] for group in self.optimizer.param_groups)
+        taken = Late(number, list(sums), torch.cat([values, torch.stack(norms)]), lr, masks)
+        self.unchecked.append(taken)
+        return taken
 
     def _losses(
         self, image: Tensor, hidden: Tensor | None, targets: Targets, view: View | None, part: Part, number: int
@@ -168,6 +211,7 @@ class Trainer:
                     factors=drawn_passes(self.config.loss.passes, seed, number),
                 )
         except FloatingPointError as error:  # the matching meets nan before the loss does
+            self.check()  # maybe a step before this one has spoilt the weights
             raise RunFailed(f"step {number}: {error}") from error
         losses.total.backward()
         return {name: value.detach() for name, value in (losses.terms | losses.details).items()}
@@ -191,7 +235,9 @@ class Trainer:
         """Classes present in every image of the whole batch, those of other processes too."""
         mine = torch.zeros(self.config.batch, dtype=torch.int64)
         mine[self.places.start : self.places.stop] = torch.tensor([len(present) for present in targets.classes])
-        return tuple(distributed.add_up(mine.to(self.machine.device)).tolist())
+        if distributed.world().size == 1:
+            return tuple(mine.tolist())
+        return tuple(distributed.add_up(mine.to(self.machine.device)).tolist())  # every process waits here
 
 
 def _shares(masks: Tensor | None) -> dict[str, float]:

@@ -12,7 +12,7 @@ from itertools import product
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from crm.conditions import Condition, suite
-from crm.config import Config, difference, override, run_id
+from crm.config import Config, difference, override, run_id, seeded
 from crm.data.specs import DATASETS
 from crm.names import chosen, unknown
 
@@ -121,7 +121,7 @@ class Sweep:
         for config in configs.values():
             refuse_selection(self.selection, config)
         return [
-            Cell(variant=label, seed=seed, config=override(config, {"seed": seed}))
+            Cell(variant=label, seed=seed, config=seeded(config, seed))
             for label, config in configs.items()
             for seed in self.seeds
         ]

@@ -23,7 +23,7 @@ from crm.fingerprint import FILE as CODE
 from crm.machine import Machine
 from crm.provenance import provenance
 from crm.records import Claim, append, file_hash, journal, read_json, write_bytes, write_json
-from crm.step import Step, Trainer
+from crm.step import Late, Step, Trainer
 from crm.system import Load
 from crm.weights.initial import initialise
 
@@ -36,10 +36,18 @@ class Progress:
 
     step: int
     steps: int
-    total: float  # the loss, weighted sum of `terms`
-    terms: dict[str, float]
+    taken: Late
     miou: float | None  # newest validation mIoU, per cent
     seconds: float  # mean seconds per step of this attempt
+
+    @property
+    def total(self) -> float:
+        """The loss, weighted sum of `terms`; who asks waits for the device."""
+        return self.taken.step.total
+
+    @property
+    def terms(self) -> dict[str, float]:
+        return self.taken.step.terms
 
     @property
     def eta(self) -> float:
@@ -81,18 +89,22 @@ def train(config: Config, machine: Machine, claim: Claim, stop: Stop, tell: Tell
     saved = start
     for number in range(start, config.steps):
         began = time.monotonic()
-        step = trainer.step(next(prepared), number)
+        taken = trainer.advance(next(prepared), number)
         done = number + 1
+        if done == config.steps or done % machine.log_every == 0:
+            trainer.check()
         if chief:
-            watch.stepped(done, step, time.monotonic() - began)
+            watch.stepped(done, taken, time.monotonic() - began)
 
         if done == config.steps or (config.val_every and done % config.val_every == 0):
+            trainer.check()
             for name in best:
                 score = _choose(name, trainer, splits[CHOSEN_ON[name]], claim, done, best)
                 if name == "val_best":
                     watch.miou, watch.best = score, best[name]["miou"]
         stopping = distributed.any_of(stop())
         if stopping or done == config.steps or done - saved >= machine.checkpoint_every:
+            trainer.check()
             _save(claim, "last", trainer, {"step": done, "best": best, "id": folder.name}, whole=True)
             saved = done
         if stopping and done < config.steps:
@@ -203,20 +215,19 @@ class _Watch:
         self.lines_at = start
         self.load = Load(machine.device)
 
-    def stepped(self, done: int, step: Step, seconds: float) -> None:
+    def stepped(self, done: int, taken: Late, seconds: float) -> None:
         self.seconds += seconds
         self.since_line += seconds
         progress = Progress(
             step=done,
             steps=self.config.steps,
-            total=step.total,
-            terms=step.terms,
+            taken=taken,
             miou=self.miou,
             seconds=self.seconds / (done - self.start),
         )
         self.tell(progress)
         if done % self.machine.log_every == 0 or done == self.config.steps:
-            self._line(progress, step)
+            self._line(progress, taken.step)
 
     def _line(self, progress: Progress, step: Step) -> None:
         self.claim.check()

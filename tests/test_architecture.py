@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -61,12 +62,40 @@ def loaded(module: str) -> set[str]:
     return set(done.stdout.split())
 
 
-LIGHT = ["crm.cli", "crm.sweep", "crm.records", "crm.conditions", "crm.machine", "crm.doctor", "crm.data.specs"]
+LIGHT = [
+    *modules("crm/cli"),
+    "crm.sweep",
+    "crm.records",
+    "crm.conditions",
+    "crm.machine",
+    "crm.doctor",
+    "crm.data.specs",
+]
 
 
 @pytest.mark.parametrize("module", [*LIGHT, *modules("experiments", "sweeps")])
 def test_planning_and_looking_start_without_anything_heavy(module):
     assert not loaded(module) & set(HEAVY)
+
+
+def test_help_loads_the_module_of_no_command():
+    code = "import sys; from crm.cli import app; app(['--help'], standalone_mode=False); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {name for name in done.stdout.split() if re.fullmatch(r"crm\.\w+(\.\w+)*", name)} == {"crm.cli"}
+
+
+def test_every_command_is_in_the_module_that_help_says_and_all_of_a_module_are_listed():
+    import typer.main
+
+    from crm.cli import COMMANDS, app
+
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert {commands[name].name for name in commands} == set(COMMANDS)
+    for module in {module for module, _ in COMMANDS.values()}:
+        part = typer.Typer()
+        import_module(f"crm.cli.{module}").add_to(part)
+        assert set(typer.main.get_group(part).commands) == {name for name in COMMANDS if COMMANDS[name][0] == module}
 
 
 @pytest.mark.parametrize("module", modules("analysis"))

@@ -210,7 +210,7 @@ def test_the_benchmark_measures_every_combination():
     command = [sys.executable, "-m", "benchmarks.loader", "--frames", "8", "--batch", "2", "--workers", "0,1", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     speeds = json.loads(done.stdout)["images_per_second"]
-    assert speeds.keys() == {"uncached", "ram", "file"}
+    assert speeds.keys() == {"released", "uncached", "ram", "file"}
     assert all(sorted(by_count) == ["0", "1"] for by_count in speeds.values())
     assert all(speed > 0 for by_count in speeds.values() for speed in by_count.values())
 

@@ -131,7 +131,7 @@ def planned(
     cells = every if cells is None else cells
     again = due(runs, cells, rerun) if rerun else {}
     lines: list[PlanLine] = []
-    as_recorded: dict[str, Config] = {}
+    as_recorded: dict[str, tuple[Config, Mapping[str, Any]]] = {}
     differs = _differences(found, every)
     for cell in cells:
         folder = runs / cell.id
@@ -139,11 +139,11 @@ def planned(
         why = again.get(cell.id, "")
         result, old, made = None, None, {}
         if now.name != "missing":
-            result = read_json(folder / "result.json")
-            made = read_json(folder / "provenance.json") or {}
+            result = read_json(f"{folder}/result.json")
+            made = read_json(f"{folder}/provenance.json") or {}
             old = stale(folder, cell, made)
-            if not old.drifted:
-                as_recorded[cell.id] = cell.config
+            if result and not old.drifted:
+                as_recorded[cell.id] = cell.config, result
         line = PlanLine(
             variant=cell.variant, seed=cell.seed, id=cell.id, state=now.name, reason=now.reason, step=now.step,
             steps=now.steps, miou=now.miou, eta=now.eta, log=str(folder / "log.txt"), seconds=None, evaluation=None,

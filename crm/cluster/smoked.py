@@ -1,14 +1,13 @@
 """Verdicts of smoke tests: which configurations work with which code, and how the others fail."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from hashlib import sha256
 from json import dumps
 from pathlib import Path
 from typing import Any
 
 from crm.cluster.folder import Submission, SweepFolder
-from crm.config import Config, difference
+from crm.config import STANDARD, Config, difference, seeded
 from crm.machine import NUMERICS
 from crm.records import read_json, write_json
 
@@ -18,7 +17,7 @@ def smoke_key(config: Config, submission: Submission) -> str:
     how = {name: submission.machine[name] for name in NUMERICS} | {
         "processes": submission.resources["nodes"] * submission.resources["tasks"]
     }
-    settings = difference(replace(config, seed=0), Config())
+    settings = difference(seeded(config, 0), STANDARD)
     text = dumps([settings, how, Path(submission.snapshot).name], sort_keys=True, default=str)
     return sha256(text.encode()).hexdigest()[:12]
 
