@@ -1,4 +1,4 @@
-"""How time and memory grow: a step with batch and image side, an evaluation with conditions, a plan and a look with runs.
+"""How time and memory grow: a step with batch and image side, an evaluation with conditions, looks with runs.
 
     python -m benchmarks.growth [--points 5] [--rounds 3] [--only AXIS...] [--pictures FOLDER] [--json [FILE]]
 
@@ -27,7 +27,7 @@ from benchmarks.report import host_kind, machine, machine_words, parser, say, sh
 from benchmarks.robustness import grid
 from crm.cli.plan import plan_text, planned
 from crm.cli.status import stand, status_text
-from crm.config import Config, override
+from crm.config import override
 from crm.data.dataset import open_run_split, open_split
 from crm.data.loader import make_batch
 from crm.data.specs import SYNTHETIC

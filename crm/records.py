@@ -107,9 +107,10 @@ def read_bytes(path: Path | str) -> bytes:
     """A small file, in as few calls of the system as it takes: tens of thousands are read for a plan or a table."""
     file = os.open(path, os.O_RDONLY)
     try:
-        found = os.read(file, 1 << 16)
-        while found and (more := os.read(file, 1 << 20)):
-            found += more
+        size = os.fstat(file).st_size
+        found = os.read(file, size + 1)  # asking for more than there is shows whether it has grown
+        while len(found) > size and (more := os.read(file, 1 << 20)):
+            size, found = len(found), found + more
         return found
     finally:
         os.close(file)

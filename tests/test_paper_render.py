@@ -87,8 +87,9 @@ def test_terminal_text_shows_numbers_or_states():
     assert "62.5 ± 0.2 (+1.3)" in text(invented(), False, "utf-8")
     shown = text(invented(), True, "utf-8")
     assert "62.5" not in shown
-    for words_ in ("running 40 %", "partial 2 of 3", "failed (out of memory)", "published only"):
+    for words_ in ("running 40 %", "partial 2 of 3", "failed", "published only"):
         assert words_ in shown
+    assert "failed: out of memory (" in shown
 
 
 @pytest.mark.parametrize("states", [False, True])
@@ -165,10 +166,23 @@ def test_a_chain_names_seeds_runs_code_and_weights():
 def test_costs_are_shown_if_given(folder):
     assert "What it cost" in (folder / "index.html").read_text()
     assert "12.2" in (folder / "index.html").read_text()
-    assert "What it cost" not in web.page([invented()], {})
+    assert "What it cost" not in web.page([invented()], {"main": web.element(invented())}, {})
 
 
 # ---------------------------------------------------------------------------------------------- figures
+
+
+def test_figures_drawn_before_are_the_same_bytes_and_not_drawn_again(tmp_path, monkeypatch):
+    def files(name):
+        return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+
+    write(invented(), tmp_path / "plain")
+    write(invented(), tmp_path / "first", cache=tmp_path / "cache")
+    monkeypatch.setattr(figures, "draw", None)
+    write(invented(), tmp_path / "again", cache=tmp_path / "cache")
+    assert files("again") == files("first") == files("plain")
+    with pytest.raises(TypeError):
+        write(invented(), tmp_path / "wider", "neurips", tmp_path / "cache")  # another width is another figure
 
 
 def test_a_figure_is_as_wide_as_the_venue_says_and_in_small_type():

@@ -170,6 +170,8 @@ class Records:
         return {} if found is None else {"sha256": found.sha256, "bytes": found.bytes, "meta": found.meta}
 
     def _edited(self, folder: Path, selection: str, found: Sums) -> str:
+        if not found.edited and not self.check:
+            return ""
         path = folder / "evals" / selection / f"{found.condition}.npz"
         edited = found.edited and file_hash(path) != found.sha256
         if self.check and found.sha256 and not edited:

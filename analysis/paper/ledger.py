@@ -5,7 +5,7 @@ No times, hosts or absolute paths stand in it; files are named below the runs fo
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,14 @@ def ledger(built: Built) -> dict[str, Any]:
 
 def entry(cell: Cell) -> dict[str, Any]:
     """A cell's line: `runs` holds the chain of each, down to its log."""
-    return {**asdict(cell), "lacking": cell.lacking}
+    return {**_fields(cell), "lacking": cell.lacking}
+
+
+def _fields(value: Any) -> Any:
+    """Dataclasses as dicts; `dataclasses.asdict` would copy every chain as well."""
+    if is_dataclass(value):
+        return {name: _fields(getattr(value, name)) for name in value.__dataclass_fields__}
+    return [_fields(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def write(built: Built, folder: Path) -> Path:

@@ -40,10 +40,16 @@ def element(built: Built) -> Markup:
     return Markup(page)
 
 
-def page(built: Sequence[Built], figures: Mapping[str, Figures], costs: Mapping[str, Any] | None = None) -> str:
+def page(
+    built: Sequence[Built],
+    elements: Mapping[str, Markup],
+    figures: Mapping[str, Figures],
+    costs: Mapping[str, Any] | None = None,
+) -> str:
     """One page for these tables.
 
     Args:
+        elements: of `element`, by name of the table.
         figures: by name of the table.
         costs: what was spent on what: label to a number of hours, or label to several numbers by their names.
     """
@@ -51,14 +57,14 @@ def page(built: Sequence[Built], figures: Mapping[str, Figures], costs: Mapping[
     return templates().get_template("paper.html.j2").render(
         title=built[0].table.title if single else "All tables",
         kicker=_kicker(built),
-        parts=[_part(one, figures.get(one.table.name, ())) for one in built],
+        parts=[_part(one, elements[one.table.name], figures.get(one.table.name, ())) for one in built],
         costs=_costs(costs) if costs else None,
         provenance=_provenance(built),
         footer="The same tables as LaTeX, Markdown and CSV, unrounded, lie in this folder.",
     )  # fmt: skip
 
 
-def _part(built: Built, figure: Figures) -> dict[str, Any]:
+def _part(built: Built, shown: Markup, figure: Figures) -> dict[str, Any]:
     counts: dict[str, int] = {}
     for cell in built.cells.values():
         counts[cell.state] = counts.get(cell.state, 0) + 1
@@ -67,7 +73,7 @@ def _part(built: Built, figure: Figures) -> dict[str, Any]:
         "name": slug(built.table.name),
         "title": built.table.title,
         "lead": f"{len(built.cells)} cells: {lead}.",
-        "element": element(built),
+        "element": shown,
         "figure": figure,
         "caption": "Every small sign is one seed, the large sign their mean, the bar its 95 % interval over new seeds.",
         "commands": built.commands,

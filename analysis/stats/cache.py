@@ -24,9 +24,15 @@ class Cache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._contents: dict[Path, str] = {}  # of this process: a row is compared with several others
 
     def content(self, path: Path) -> str:
         """Hash of the names, classes and per-image matrices of an evaluation; opens it once."""
+        if path not in self._contents:
+            self._contents[path] = self._content(path)
+        return self._contents[path]
+
+    def _content(self, path: Path) -> str:
         now = path.stat()
         stamp = [now.st_size, now.st_mtime_ns, now.st_ino]
         place = self._place("content", str(path.absolute()))

@@ -35,18 +35,21 @@ def tables(
     check: Annotated[
         bool, typer.Option("--check", help="Read evaluations whole, to see whether one was edited since.")
     ] = False,
+    venue: Annotated[str, typer.Option(help="Whose column width figures have: ieee, cvpr or neurips.")] = "ieee",
     json: Json = False,
 ) -> None:
     """Writes the paper's tables from the records, each with its ledger, and says how their cells stand."""
     from analysis.paper import ledger
+    from analysis.paper.figures import WIDTHS
     from analysis.paper.render import index, write
     from analysis.spent import costs
 
+    chosen("venue", venue, WIDTHS)
     place, folder = out or home() / "reports" / ("tables-tiny" if small else "tables"), options.runs_folder(runs)
     built = built_tables(names, small, folder, check)
     for one in built:
         ledger.write(one, place)
-        write(one, place)
+        write(one, place, venue, home() / "cache" / "figures")
     index(built, place, costs(folder, {one.table.name: _run_ids(one) for one in built}))
     lacking = {one.table.name: [cell for cell in one.cells.values() if cell.lacking] for one in built}
     commands = list(dict.fromkeys(command for one in built for command in one.commands))
