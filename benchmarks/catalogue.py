@@ -37,6 +37,14 @@ BENCHMARKS = {
         ),
         quick=("--rounds", "1"),
     ),
+    "passes": Benchmark(
+        "What does drawing one single modality per step save?",
+        (
+            Figure("share of a training step, wall", "saved_wall", "{:.0%}"),
+            Figure("share of a training step, processor seconds", "saved_cpu", "{:.0%}"),
+        ),
+        quick=("--small", "--rounds", "1"),
+    ),
     "robustness": Benchmark(
         "What is sharing the branches over a grid of conditions worth?",
         (

@@ -1,4 +1,4 @@
-"""How time and memory grow: a step with batch and image side, an evaluation with conditions, looks with runs.
+"""How time and memory grow: a step with batch and side, an evaluation with conditions, plan and status with runs.
 
     python -m benchmarks.growth [--points 5] [--rounds 3] [--only AXIS...] [--pictures FOLDER] [--json [FILE]]
 
@@ -10,6 +10,7 @@ are drawn into the folder (log-log, PNG and SVG), by default beside the results.
 
 import gc
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.records import generate
 from benchmarks.records import sweep as sweep_of
@@ -103,7 +105,13 @@ def cells(size: int, scratch: Path) -> Work:
 
 def runs(size: int, scratch: Path) -> Work:
     """The status of finished runs."""
-    generate(scratch, sweep_of(size, SEEDS))
+    maker = os.fork()  # in this process making them would leave memory behind, which looking could use
+    if maker == 0:
+        try:
+            generate(scratch, sweep_of(size, SEEDS))
+        finally:
+            os._exit(0)
+    os.waitpid(maker, 0)
 
     def look() -> str:
         found = sweep_of(size, SEEDS)
@@ -179,7 +187,12 @@ def draw(axes: dict[str, Any], path: Path) -> None:
                 panel.loglog(sizes, middle * sizes**slope, "-", color="tab:gray", linewidth=1)
                 panel.set_title(f"exponent {slope:.2f}", fontsize=9)
             panel.set_xticks(sizes, [f"{size:g}" for size in sizes], fontsize=7)
-            panel.minorticks_off()
+            panel.xaxis.set_minor_locator(NullLocator())
+            low = values.min() / 2
+            panel.set_ylim(low, max(2 * values.max(), 10 * low))  # a decade at least: what is flat looks flat
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.yaxis.set_minor_locator(NullLocator())
             panel.tick_params(labelsize=7)
             if not column:
                 panel.set_ylabel(label, fontsize=9)

@@ -1,8 +1,9 @@
 """What is the cheaper objective worth?
 
 The single-modality head passes of one modality per step, drawn by a fair coin and counted twice, in place of both: four
-head passes for six, three matchings for four, the same expected gradient. Hypothesis: a step saves a quarter to a third
-of its time, and the noise that the coin adds costs less than a seed does.
+head passes for six, three matchings for four, the same expected gradient. What a step saves is measured by
+`python -m benchmarks.passes`. Hypothesis: the noise that the coin adds costs less than a seed does. It is in doubt: of
+runs cut short (`--set steps=150 --set val_every=75`, suite clean) all three seeds lost by it, at equal steps.
 
 Feeds the passes table, on `synthetic`; seconds per step stand beside the scores (`--workers 1`: runs that share a
 machine slow each other down). `--base` puts it on a real data set. Cost: 2 rows of 3 seeds, 6 runs.

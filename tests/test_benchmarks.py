@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.__main__ import HERE, RESULTS, page, run_all, section
 from benchmarks.catalogue import BENCHMARKS, at, figures
+from benchmarks.growth import draw, exponent
 
 RECORDED = sorted(RESULTS.glob("*.json"))
 
@@ -56,3 +57,11 @@ def test_where_others_used_the_machine_the_table_says_so():
 
 def test_a_figure_that_a_result_lacks_has_no_line():
     assert figures(BENCHMARKS["bootstrap"], {"seconds_of_what": 1}) == []
+
+
+def test_the_exponent_of_a_power_law_is_found_and_drawn(tmp_path):
+    points = [{"size": size, "seconds": 0.02 * size**1.5, "bytes": 3 << 20} for size in (2, 4, 8, 16)]
+    slopes = {f"{kind}_exponent": exponent(points, kind) for kind in ("seconds", "bytes")}
+    assert slopes == {"seconds_exponent": 1.5, "bytes_exponent": 0.0}
+    draw({"batch": {"what": "images", "points": points, **slopes}}, tmp_path / "growth-x")
+    assert {path.name for path in tmp_path.iterdir()} == {"growth-x.png", "growth-x.svg"}

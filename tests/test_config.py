@@ -1,13 +1,27 @@
 """What a run is: settings, their written form, and the identity that follows from them."""
 
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crm.config import TERMS, Config, Loss, Masking, Model, Optim, difference, flatten, override, parse_set, run_id
+from crm.config import (
+    TERMS,
+    Config,
+    Loss,
+    Masking,
+    Model,
+    Optim,
+    difference,
+    flatten,
+    override,
+    parse_set,
+    plain,
+    run_id,
+    seeded,
+)  # fmt: skip
 from experiments.synthetic_small import config as small
 
 
@@ -139,3 +153,27 @@ def test_a_setting_typed_on_the_command_line_becomes_a_path_and_a_value(text, pa
 def test_a_typed_setting_without_a_value_is_refused_with_an_example():
     with pytest.raises(ValueError, match=r"path=value, as in masking\.ratio=0\.3"):
         parse_set("masking.ratio")
+
+
+def test_another_seed_is_the_config_that_override_makes():
+    config = override(Config(), {"masking.ratio": 0.3})
+    assert run_id(config)  # which remembers it
+    made = seeded(config, 7)
+    assert made == override(config, {"seed": 7})
+    assert run_id(made) == run_id(override(config, {"seed": 7})) != run_id(config)
+    with pytest.raises(ValueError, match="seed takes a int"):
+        seeded(config, True)
+
+
+def test_the_written_forms_hold_every_field_in_order():
+    config = override(Config(), {"model.depths": (1, 2, 1, 1), "steps": 9})
+    expected = {}
+    for name, value in asdict(config).items():
+        expected |= (
+            {f"{name}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {name: value}
+        )
+    assert list(flatten(config).items()) == list(expected.items())
+    assert plain(config) == json.loads(json.dumps(expected))
+    assert flatten(config.masking, "masking.") == {
+        path: value for path, value in expected.items() if path.startswith("masking.")
+    }

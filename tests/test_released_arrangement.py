@@ -6,6 +6,11 @@ from dataclasses import replace
 import torch
 
 from benchmarks import released
+from benchmarks.released_loader import Released
+from crm.config import Config, Data
+from crm.data.dataset import open_split
+from crm.data.export import write_synthetic
+from crm.data.transforms import augment, collate
 from crm.model.segmenter import semantic_scores
 from tests.test_objective import HIDDEN, IMAGE, LOSS, TARGETS, gradients, random, run, tiny
 from tests.test_objective import one_thread as one_thread
@@ -41,3 +46,15 @@ def test_its_class_map_is_ours():
     with torch.no_grad():
         ours = semantic_scores(model(IMAGE), (32, 64)).argmax(1)
     assert (released.predict(model, IMAGE) == ours).double().mean() > 0.999
+
+
+def test_its_loader_gives_the_images_of_our_released_recipe(tmp_path):
+    write_synthetic("mf", tmp_path / "mfnet", counts={"train": 3}, size=(96, 128))
+    data = replace(Data(), size=(96, 128), crop=(40, 48), float_resize=True, float_jitter=True)
+    made = Released(Config(data=data, batch=1), tmp_path / "mfnet")
+    split = open_split("mf", "train", data_root=tmp_path, size=(96, 128))
+    for i in range(len(made)):
+        image, label = made[i]
+        batch = collate([augment(split[i], data, torch.Generator().manual_seed(i))], split.spec)
+        torch.testing.assert_close(image, batch.image[0], rtol=1e-6, atol=1e-6)
+        assert torch.equal(label, batch.label[0, :40, :48].long())
