@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +19,13 @@ from crm.cli.options import modules, searches
 from crm.cli.tune import find_search
 from crm.config import override
 from crm.records import open_run, read_json
-from crm.search import OBJECTIVES, POOL, Number, Search, Weight, tuning_run
-from crm.tuning.coordinator import Coordinator, counts, tune
+from crm.search import OBJECTIVES, POOL, Choice, Number, Search, Weight, tuning_run
+from crm.tuning.coordinator import Coordinator, Summary, counts, tune
 from crm.tuning.folder import Asked, ask, folder_of, signature
 from crm.tuning.methods import distributions, grid, refuse_pruner, sampler
-from crm.tuning.storage import location, mend, open_storage, shown
+from crm.tuning.storage import location, mend, shown
 from crm.tuning.work import LocalRuns, Look, queue_of
+from tests.servers import postgres
 from tests.tiny import TINY, machine
 from tests.tune_case import BOWL, SLOW, SWITCH, TWO, WRONG, searched
 
@@ -45,7 +47,12 @@ def study_of(runs: Path, storage: str = "sqlite", name: str = "study") -> optuna
 
 
 @pytest.mark.parametrize(
-    ("method", "trials", "near"), [("tpe", 25, 0.3), pytest.param("gp", 20, 0.05, marks=pytest.mark.slow)]
+    ("method", "trials", "near"),
+    [
+        ("tpe", 25, 0.3),
+        pytest.param("gp", 20, 0.05, marks=pytest.mark.slow),
+        pytest.param("random", 25, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_it_finds_an_optimum_that_is_known(method, trials, near, tmp_path):
     found = searched(BOWL, tmp_path, trials, sampler=method)
@@ -240,7 +247,7 @@ class Told:
 
     def look(self, number, params):
         if number in self.stopped:
-            return Look(name="waiting")
+            return Look(name="lost", reason="its worker has left")
         self.steps[number] += 1
         values = dict.fromkeys(range(1, min(self.steps[number], 4) + 1), 50.0 - number)
         if self.steps[number] > 4:
@@ -261,15 +268,51 @@ class Told:
         pass
 
 
-def test_a_trial_that_is_behind_is_stopped_and_counts(tmp_path):
-    folder = folder_of(tmp_path, "study")
-    search = replace(SEARCH, objective="clean")
-    asked = Asked(search="", storage=location(folder.path, "sqlite", "local"), trials=9, pruner="median",
-                  signature=signature(search))  # fmt: skip
-    work = Told()
-    found = tune(search, folder, asked, work, 1)
+def test_a_trial_that_is_behind_is_stopped_and_counts(tmp_path, monkeypatch):
+    found, work = told(tmp_path, "median", 9, monkeypatch)
     assert (found.complete, found.pruned) == (5, 4) and set(work.stopped) == {5, 6, 7, 8}
     assert study_of(tmp_path).trials[8].state == optuna.trial.TrialState.PRUNED
+
+
+def told(runs: Path, pruner: str, trials: int, monkeypatch) -> tuple[Summary, Told]:
+    monkeypatch.setattr("crm.tuning.coordinator.POLL", 0.0)
+    folder = folder_of(runs, "study")
+    search = replace(SEARCH, objective="clean", replicates=2)
+    asked = Asked(search="", storage=location(folder.path, "sqlite", "local"), trials=trials, pruner=pruner,
+                  signature=signature(search))  # fmt: skip
+    work = Told()
+    return tune(search, folder, asked, work, 1), work
+
+
+@pytest.mark.parametrize("pruner", ["hyperband", "wilcoxon", "PercentilePruner", "SuccessiveHalvingPruner"])
+def test_each_pruner_spares_some_that_are_behind_and_never_the_best(pruner, tmp_path, monkeypatch):
+    if pruner == "PercentilePruner":
+        with pytest.raises(ValueError, match="cannot be taken by its name alone"):
+            told(tmp_path, pruner, 9, monkeypatch)
+        return
+    found, work = told(tmp_path, pruner, 9, monkeypatch)
+    assert found.trials == found.complete + found.pruned == 9 and found.pruned >= 3 and found.retried == 0
+    assert 0 not in work.stopped and study_of(tmp_path).best_trial.number == 0
+
+
+# the second value learns nothing, which its first validations show
+RATE = Search(
+    override(TINY, {"steps": 18, "val_every": 3, "optim.warmup": 1, "data.val_images": 6}),
+    {"optim.lr": Choice((2e-3, 1e-7))}, "clean", trials=2, sampler="grid",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("pruner", "replicates"), [("hyperband", 1), ("wilcoxon", 2)])
+def test_the_run_of_a_pruned_trial_is_stopped_and_nobody_asks_for_it_again(pruner, replicates, tmp_path):
+    search = replace(RATE, replicates=replicates)
+    folder, asked, work = trained(tmp_path, 2, search, "rated", pruner=pruner, sampler="grid")
+    found = Coordinator(folder, asked, search, work, 1).run()
+    assert (found.complete, found.pruned, found.retried) == (1, 1, 0)
+    best, pruned = study_of(tmp_path, name="rated").trials
+    assert best.params == {"optim.lr": 2e-3} and pruned.state == optuna.trial.TrialState.PRUNED
+    assert not (tmp_path / pruned.user_attrs["runs"][-1] / "result.json").exists()
+    assert tune(search, folder, asked, LocalRuns(search, "rated", work.queue, False), 1).trials == 2  # stays so
 
 
 # ---------------------------------------------------------------------------------------------- refused
@@ -333,18 +376,24 @@ def test_a_password_is_not_shown():
     assert "geheim" not in shown("postgresql+psycopg2://me:geheim@host/db")
 
 
-def test_a_study_on_a_server(tmp_path):
-    """CRM_TUNE_STORAGE names one, such as postgresql+psycopg2://postgres@localhost/postgres."""
-    url = os.environ.get("CRM_TUNE_STORAGE")
-    if not url:
-        pytest.skip("no server for studies (set CRM_TUNE_STORAGE)")
-    name = f"study{os.getpid()}"
-    try:
-        assert searched(BOWL, tmp_path, 5, url, name).complete == 5
-        assert searched(BOWL, tmp_path, 7, url, name).complete == 7
-        assert len(study_of(tmp_path, url, name).trials) == 7
-    finally:
-        optuna.delete_study(study_name=name, storage=open_storage(url, write=True))
+@pytest.mark.slow
+def test_a_study_on_postgresql_survives_its_killed_workers_and_coordinators(tmp_path):
+    with postgres() as url:
+        assert killed(tmp_path, url, 10, random.Random(3), kills=5) == 5
+        trials = study_of(tmp_path, url).trials
+        kept = [trial for trial in trials if counts(trial)]
+        assert [trial.state.name for trial in kept] == ["COMPLETE"] * 10
+        assert len(trials) - len(kept) == sum("retry_of" in trial.user_attrs for trial in trials)
+        assert searched(SLOW, tmp_path, 11, url).complete == 11
+        (server,) = [
+            one for one in psutil.process_iter(["cmdline"]) if "postgres" in (one.info["cmdline"] or [""])[0]
+            and url.rpartition(":")[2].partition("/")[0] in one.info["cmdline"]
+        ]  # fmt: skip
+        threading.Timer(1.5, server.kill).start()
+        with pytest.raises(OSError, match=r"storage postgresql.* fails.*the same command goes on"):
+            searched(SLOW, tmp_path, 99, url)
+        with pytest.raises(OSError, match="does not open"):
+            searched(SLOW, tmp_path, 99, url)
 
 
 # ---------------------------------------------------------------------------------------------- the command
