@@ -24,7 +24,7 @@ from crm.config import Config
 from crm.confusion import Evaluation, save_evaluation
 from crm.records import append, claim, evaluation, open_run, raw_lines, read_json, write_json
 from crm.sweep import Cell, Sweep
-from crm.tracking.listing import list_run, list_sweep
+from crm.tracking.listing import list_run, list_study, list_sweep
 from crm.tracking.process import mirror
 from crm.tracking.sending import sync
 from crm.tracking.store import Store, connect
@@ -296,6 +296,25 @@ def test_a_run_of_its_own_has_no_parent_until_a_sweep_asks_for_it(made, tmp_path
     above = store.find({"crm.kind": "sweep", "crm.sweep": name})
     assert (again.info.run_id, again.data.tags["mlflow.parentRunId"]) == (run.info.run_id, above.info.run_id)
     assert above.info.status == "FINISHED"
+
+
+def test_trials_stand_below_their_study_which_is_over_when_all_of_it_is(made, tmp_path, cells, name):
+    runs, title = tmp_path / "runs", f"tune-{name}"
+    rows = [{"variant": f"trial {number}", "seed": cell.seed, "id": cell.id} for number, cell in enumerate(cells)]
+    finished(runs, cells[0])
+    list_study(runs, title, "Which patch?", "last", rows[:1])
+    store = connect(f"sqlite:///{made}", runs)
+    sync(store, runs, title)
+    above = store.find({"crm.kind": "sweep", "crm.sweep": title})
+    assert above.info.status == "RUNNING"  # another trial may come
+    end(begin(runs, cells[1], range(10, 31, 10)), "stopped", kind="preempted")  # pruned
+    list_study(runs, title, "Which patch?", "last", rows[:2])
+    sync(store, runs, title, final=True)
+    below = store.client.search_runs([store.experiment], f"tags.`mlflow.parentRunId` = '{above.info.run_id}'")
+    assert {run.data.tags["mlflow.runName"]: run.info.status for run in below} == {
+        f"trial 0/{cells[0].seed}": "FINISHED", f"trial 1/{cells[1].seed}": "KILLED",
+    }  # fmt: skip
+    assert store.client.get_run(above.info.run_id).info.status == "FINISHED"
 
 
 def test_tags_name_the_conditions_and_artifacts_are_by_choice(made, tmp_path, cells, name, monkeypatch):

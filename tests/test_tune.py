@@ -20,6 +20,7 @@ from crm.cli.tune import find_search
 from crm.config import override
 from crm.records import open_run, read_json
 from crm.search import OBJECTIVES, POOL, Choice, Number, Search, Weight, tuning_run
+from crm.tracking.listing import list_study, read_listing
 from crm.tuning.coordinator import Coordinator, Summary, counts, tune
 from crm.tuning.folder import Asked, ask, folder_of, signature
 from crm.tuning.methods import distributions, grid, refuse_pruner, sampler
@@ -223,11 +224,16 @@ def test_the_first_trial_is_the_base(runs):
 def test_what_a_run_answers_already_is_not_trained_again(runs):
     before = {path: path.stat().st_mtime_ns for path in runs.glob("*/result.json")}
     folder, asked, work = trained(runs, 3, name="again")
+    list_study(runs, "tune-again", SEARCH.title, SEARCH.selection, [])  # as `crm tune` has its runs mirrored
     found = tune(SEARCH, folder, asked, work, 2)
     assert found.reused == found.complete == 3 and work.pool == []
     assert {path: path.stat().st_mtime_ns for path in runs.glob("*/result.json")} == before
     ids = [id for trial in study_of(runs, name="again").trials for id in trial.user_attrs["runs"]]
     assert tuning_run(runs, ids[0]) == "again, tiny"
+    cells = read_listing(runs, "tune-again").cells
+    assert [(one["variant"], one["seed"], one["id"]) for one in cells] == [
+        (f"trial {number}", POOL, id) for number, id in enumerate(ids)
+    ]
 
 
 def test_another_search_under_the_same_name_is_refused(runs):
@@ -405,7 +411,9 @@ TINY_STUDY = ["--tiny", "--set", "steps=4", "--set", "val_every=0", "--set", "da
 def home(tmp_path_factory) -> Path:
     """A home with a study of nine trials by the command."""
     path = tmp_path_factory.mktemp("home")
-    done = crm(path, "start", "distillation", *TINY_STUDY, "--trials", "9", "--workers", "2", "--yes", "--json")
+    done = crm(
+        path, "start", "distillation", *TINY_STUDY, "--trials", "9", "--workers", "2", "--yes", "--json", "--no-track"
+    )
     assert json.loads(done)["complete"] == 9
     return path
 

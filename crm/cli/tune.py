@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
@@ -110,6 +111,7 @@ def start(
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of one run. [default: its share]")] = 0,
     how: On = None,
     device: Device = "cpu",
+    track: Annotated[bool, typer.Option(help="Mirror the runs into MLflow.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
     yes: Yes = False,
     json: Json = False,
@@ -165,12 +167,14 @@ def start(
         _confirm(total)
     if wanted is not None:
         job = _submit(folder.name, found, asked, machine, wanted)
+        _list(folder.name, found, machine.runs) if track and not found.calculated else None
         say(f"submitted the coordinator as job {job}" if job else THERE)
         say(f"crm tune status {folder.name} shows how far it is")
         options.echo_json({"study": folder.name, "job": job}) if json else None
         return
     ask(folder, asked)
-    summary = _carry_out(folder.name, found, asked, machine, where.workers, where.gpus, json)
+    with _mirrored(folder.name, found, machine.runs, track, json):
+        summary = _carry_out(folder.name, found, asked, machine, where.workers, where.gpus, json)
     _tell(folder.name, asked, summary, json)
 
 
@@ -238,6 +242,46 @@ def _carry_out(
     except Busy:
         typer.echo(THERE, err=json)
         raise typer.Exit(0) from None
+
+
+@contextmanager
+def _mirrored(name: str, found: "Search", runs: Path, track: bool, json: bool) -> Iterator[None]:
+    """The runs of the trials are copied into MLflow meanwhile, as those of a sweep are."""
+    from crm.cli.local import untracked
+    from crm.tracking.process import start as start_mirror
+
+    if not track or found.calculated:
+        yield
+        return
+    mirror = start_mirror(runs, _list(name, found, runs))
+    try:
+        yield
+    finally:
+        if trouble := mirror.finish():
+            typer.echo(untracked(trouble), err=json)
+
+
+def _list(name: str, found: "Search", runs: Path) -> str:
+    """Has the study's runs mirrored from now on; the name that the mirror knows it by."""
+    from crm.tracking.listing import list_study, listed
+    from crm.tuning.folder import BESIDE
+
+    title = f"{BESIDE}{name}"
+    if title not in listed(runs):
+        list_study(runs, title, found.title, found.selection, [], home() / "reports" / title)
+    return title
+
+
+def list_runs(name: str, runs: Path) -> None:
+    """Lists the runs of a study that was begun without a mirror."""
+    from crm.tuning.coordinator import list_trials, open_study
+    from crm.tuning.folder import BESIDE
+    from crm.tuning.folder import asked as asked_of
+
+    asked = asked_of(runs, name)
+    found = search_of(asked)
+    title = f"{BESIDE}{name}"
+    list_trials(runs, title, found, open_study(name, asked, found), home() / "reports" / title)
 
 
 def _over_images(pruner: str) -> bool:

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -21,7 +22,8 @@ from crm import failures
 from crm.cluster.folder import SweepFolder
 from crm.records import State
 from crm.search import Search
-from crm.tuning.folder import Asked, asked_now, stay
+from crm.tracking.listing import list_study, listed
+from crm.tuning.folder import BESIDE, Asked, asked_now, stay
 from crm.tuning.methods import RESOURCES, distributions, grid, pruner, sampler
 from crm.tuning.storage import open_storage, shown
 from crm.tuning.work import Look, Work
@@ -77,6 +79,7 @@ class Coordinator:
     ) -> None:  # fmt: skip
         self.folder, self.asked, self.search, self.work, self.workers = folder, asked, search, work, workers
         self.say, self.show = say, show
+        self.runs = folder.path.parents[1]
         self.handles: dict[int, Trial] = {}
         self.cost: dict[int, float] = {}
         self.tracebacks: dict[str, dict[str, Any]] = {}
@@ -154,6 +157,8 @@ class Coordinator:
             trial.set_user_attr("settings", self.search.settings(trial.params))
             if not self.search.calculated:
                 trial.set_user_attr("runs", [config._id for config in self.search.configs(trial.params)])
+                if (name := f"{BESIDE}{self.folder.name}") in listed(self.runs):
+                    list_trials(self.runs, name, self.search, self.study)
             if self.work.answered(trial.params) and "retry_of" not in trial.user_attrs:
                 trial.set_user_attr("reused", True)
             else:
@@ -302,6 +307,16 @@ class Coordinator:
 
     def summary(self) -> Summary:
         return summary(self.study, self._spent())
+
+
+def list_trials(runs: Path, name: str, search: Search, study: Study, report: Path | None = None) -> None:
+    """Tells the mirror which runs the trials have; one that was asked again has those of its first time."""
+    cells = {
+        id: {"variant": f"trial {trial.number}", "seed": seed, "id": id}
+        for trial in study.get_trials(deepcopy=False)
+        for seed, id in zip(search.seeds, trial.user_attrs.get("runs", ()), strict=False)
+    }
+    list_study(runs, name, search.title, search.selection, list(cells.values()), report)
 
 
 def summary(study: Study, hours: float | None = None) -> Summary:

@@ -19,6 +19,7 @@ from crm.records import identity, read_json, write_json
 from crm.search import MARK, Search
 
 STUDIES = ".studies"
+BESIDE = "tune-"  # and the study's name: what its jobs and its mirror are called among those of sweeps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from crm.machine import Machine
 from crm.records import append, open_run, read_json, write_json
 from crm.search import CONDITIONS, Search
 from crm.sweep import Cell
-from crm.tuning.folder import mark
+from crm.tuning.folder import BESIDE, mark
 from crm.tuning.work import Look, Runs, queue_of
 
 EVERY = 15.0  # seconds between looks at the scheduler
@@ -31,7 +31,7 @@ PATIENCE = LEASE + 60  # seconds: a coordinator that died with its node has left
 
 def jobs_of(runs: Path, study: str) -> SweepFolder:
     """Where the jobs of a study are kept, as those of a sweep: `crm cancel tune-<study>` knows it by that name."""
-    return SweepFolder.of(runs, f"tune-{study}")
+    return SweepFolder.of(runs, f"{BESIDE}{study}")
 
 
 def begin(runs: Path, study: str, search: Search, machine: Machine, wanted: Resources, snapshot: str) -> str:
