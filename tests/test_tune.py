@@ -411,7 +411,8 @@ TINY_STUDY = ["--tiny", "--set", "steps=4", "--set", "val_every=0", "--set", "da
 def home(tmp_path_factory) -> Path:
     """A home with a study of nine trials by the command."""
     path = tmp_path_factory.mktemp("home")
-    done = crm(
+    more = ["--trials", "9", "--workers", "2", "--yes", "--json", "--no-track"]
+    done = crm(path, "start", "distillation", *TINY_STUDY, *more)
         path, "start", "distillation", *TINY_STUDY, "--trials", "9", "--workers", "2", "--yes", "--json", "--no-track"
     )
     assert json.loads(done)["complete"] == 9
