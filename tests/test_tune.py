@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -413,8 +414,6 @@ def home(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("home")
     more = ["--trials", "9", "--workers", "2", "--yes", "--json", "--no-track"]
     done = crm(path, "start", "distillation", *TINY_STUDY, *more)
-        path, "start", "distillation", *TINY_STUDY, "--trials", "9", "--workers", "2", "--yes", "--json", "--no-track"
-    )
     assert json.loads(done)["complete"] == 9
     return path
 
@@ -443,7 +442,10 @@ def test_the_verbs_say_what_was_found(home):
     names = {path.name for path in page.parent.iterdir()}
     for name in ("history", "importance", "slices", "parallel"):
         assert {f"{name}.png", f"{name}.svg"} <= names
-    assert "These numbers are no evidence" in page.read_text()
+    text = page.read_text()
+    assert "These numbers are no evidence" in text
+    colours = set(re.findall(r"var\((--[a-z-]+)\)", text))
+    assert {"--ink", "--paper"} <= colours and all(f"{colour}:" in text for colour in colours)
     first = page.read_bytes()
     crm(home, "plot", study)
     assert page.read_bytes() == first
