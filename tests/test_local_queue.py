@@ -20,7 +20,8 @@ from tests.tiny import TINY_SETS, machine
 
 ROOT = Path(__file__).resolve().parents[1]
 CRM = [sys.executable, "-c", "from crm.cli import main; main()"]
-SWEEP = ["sweep", "demo", "--yes", "--no-track", "--threads", "1", "--seeds", "0,1", *TINY_SETS]
+# one worker where one is enough: each loads the libraries, which takes longer than its runs
+SWEEP = ["sweep", "demo", "--yes", "--no-track", "--threads", "1", "--seeds", "0,1", "--workers", "1", *TINY_SETS]
 STATUS = ["--seeds", "0,1", *TINY_SETS]  # what status and report need to mean the same cells
 PATIENCE = 240  # seconds; a deadline for what takes seconds on an idle machine
 
@@ -65,7 +66,7 @@ def results(home: Path) -> dict[str, tuple]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("undisturbed")
-    done = crm(*SWEEP, home=home)
+    done = crm(*SWEEP, "--workers", "2", home=home)
     assert done.returncode == 0, done.stdout + done.stderr
     return home
 
@@ -134,7 +135,7 @@ def test_the_demo_runs_on_real_frames(real_data, tmp_path):
 
 
 def test_a_killed_sweep_loses_nothing_and_ends_with_the_same_numbers(undisturbed, tmp_path):
-    process = start(tmp_path)
+    process = start(tmp_path, "--workers", "2")
     until(lambda: len(list(tmp_path.glob("runs/*/result.json"))) >= 2, process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -148,7 +149,7 @@ def test_a_killed_sweep_loses_nothing_and_ends_with_the_same_numbers(undisturbed
 
 
 def test_a_killed_worker_is_reported_and_its_run_resumed_at_once(undisturbed, tmp_path):
-    process = start(tmp_path, "--workers", "1")
+    process = start(tmp_path)
     until(lambda: list(tmp_path.glob("runs/*/progress.json")), process)
     path = next(tmp_path.glob("runs/*/claim.json"))
     claimed = path.parent.name
@@ -184,7 +185,7 @@ def test_out_of_memory_is_answered_with_half_the_images_at_once(tmp_path):
 
 
 def test_held_cells_wait_cancelled_workers_leave_and_both_go_on_when_asked(undisturbed, tmp_path):
-    process = start(tmp_path, "--workers", "1")
+    process = start(tmp_path)
     until(lambda: list(tmp_path.glob("runs/*/progress.json")), process)
     held = crm("hold", "demo", "--only", "plain fusion", "--yes", home=tmp_path)
     assert held.returncode == 0, held.stderr
@@ -203,7 +204,7 @@ def test_held_cells_wait_cancelled_workers_leave_and_both_go_on_when_asked(undis
 @pytest.mark.slow
 def test_two_runs_that_fail_alike_hold_the_others_until_they_are_released(undisturbed, tmp_path):
     full = {"CRM_FAULT": "full last.safetensors 1"}  # the disk, for every checkpoint
-    done = crm(*SWEEP, "--workers", "1", home=tmp_path, env=full)
+    done = crm(*SWEEP, home=tmp_path, env=full)
     assert done.returncode == 1
     assert "2 runs failed with the same traceback" in done.stdout
     states = [line["state"] for line in json.loads(crm("status", "demo", "--json", home=tmp_path).stdout)]
@@ -263,7 +264,7 @@ def test_interrupting_checkpoints_the_workers_and_leaves_everything_resumable(un
 
 def test_a_failing_cell_is_named_with_reason_and_log_and_the_others_go_on(tmp_path):
     sets = ["--set", "optim.lr=1e12", "--set", "optim.clip=1e12"]
-    done = crm(*SWEEP, *sets, "--workers", "2", home=tmp_path)
+    done = crm(*SWEEP, *sets, home=tmp_path)
     assert done.returncode == 1
     assert "plain fusion/0 failed: RunFailed" in done.stderr
     assert "log.txt" in done.stderr

@@ -16,7 +16,7 @@ import optuna
 import psutil
 import pytest
 
-from crm.cli.options import modules, searches
+from crm.cli.options import find_experiment, modules, searches
 from crm.cli.tune import find_search
 from crm.config import override
 from crm.records import open_run, read_json
@@ -25,6 +25,7 @@ from crm.tracking.listing import list_study, read_listing
 from crm.tuning.coordinator import Coordinator, Summary, counts, tune
 from crm.tuning.folder import Asked, ask, folder_of, signature
 from crm.tuning.methods import distributions, grid, refuse_pruner, sampler
+from crm.tuning.promotion import written
 from crm.tuning.storage import location, mend, shown
 from crm.tuning.work import LocalRuns, Look, queue_of
 from tests.servers import postgres
@@ -184,10 +185,10 @@ def trained(runs: Path, trials: int, search: Search = SEARCH, name: str = "tiny"
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """A study of three trials that are runs, the first of which was killed once."""
+    """A study of two trials that are runs, the first of which was killed once."""
     path = tmp_path_factory.mktemp("tuned")
-    folder, asked, work = trained(path, 3)
-    coordinator = Coordinator(folder, asked, SEARCH, work, 2)
+    folder, asked, work = trained(path, 2)
+    coordinator = Coordinator(folder, asked, SEARCH, work, 1)
     struck: list[int] = []
 
     def strike(states):
@@ -198,13 +199,13 @@ def runs(tmp_path_factory) -> Path:
 
     coordinator.show = strike
     found = coordinator.run()
-    assert struck and found.trials == found.complete == 3 and found.retried == 1
+    assert struck and found.trials == found.complete == 2 and found.retried == 1
     return path
 
 
 def test_trials_are_ordinary_runs_with_seeds_of_their_own(runs):
     trials = [trial for trial in study_of(runs, name="tiny").trials if counts(trial)]
-    assert len(trials) == 3
+    assert len(trials) == 2
     for trial in trials:
         (id,) = trial.user_attrs["runs"]
         config = read_json(runs / id / "config.json")["config"]
@@ -224,10 +225,10 @@ def test_the_first_trial_is_the_base(runs):
 
 def test_what_a_run_answers_already_is_not_trained_again(runs):
     before = {path: path.stat().st_mtime_ns for path in runs.glob("*/result.json")}
-    folder, asked, work = trained(runs, 3, name="again")
+    folder, asked, work = trained(runs, 2, name="again")
     list_study(runs, "tune-again", SEARCH.title, SEARCH.selection, [])  # as `crm tune` has its runs mirrored
     found = tune(SEARCH, folder, asked, work, 2)
-    assert found.reused == found.complete == 3 and work.pool == []
+    assert found.reused == found.complete == 2 and work.pool == []
     assert {path: path.stat().st_mtime_ns for path in runs.glob("*/result.json")} == before
     ids = [id for trial in study_of(runs, name="again").trials for id in trial.user_attrs["runs"]]
     assert tuning_run(runs, ids[0]) == "again, tiny"
@@ -452,6 +453,24 @@ def test_the_verbs_say_what_was_found(home):
     assert "Did you mean 'distillation@tiny'" in crm(home, "best", "distillation@tin", code=2)
 
 
+def test_what_is_promoted_is_a_sweep_of_base_and_winner_with_fresh_seeds():
+    experiments = {"synthetic_tiny": find_experiment("synthetic_tiny"), "mf_swin_t": find_experiment("mf_swin_t")}
+    for base, changes in ((experiments["mf_swin_t"], {}), (TINY, {"batch": 2})):
+        search = replace(SEARCH, base=override(base, changes))
+        text = written("a study", search, {7: {"loss.masked": 0.0, "loss.non_local": 2.0}}, "0,1", experiments)
+        made: dict = {}
+        exec(compile(text, "promoted", "exec"), made)
+        rows = {(cell.variant, cell.seed): cell.config for cell in made["sweep"].cells()}
+        winner = override(search.base, {"loss.masked": 0.0, "loss.non_local": 2.0})
+        for seed in (0, 1):
+            assert rows["base", seed] == override(search.base, {"seed": seed})
+            assert rows["trial 7", seed] == override(winner, {"seed": seed})
+        assert len(rows) == 4
+    with pytest.raises(ValueError, match="tuning's own"):
+        written("a study", SEARCH, {7: {}}, f"0,{POOL}", experiments)
+
+
+@pytest.mark.slow
 def test_promote_writes_a_sweep_with_fresh_seeds(home):
     path = ROOT / "sweeps" / "promoted_by_a_test.py"
     try:
