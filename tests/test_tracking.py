@@ -268,8 +268,10 @@ from crm.tracking.process import main
 sys.exit(main(sys.argv[1:]))
 """
     command = [sys.executable, "-c", code, name, "--runs", str(runs), "--uri", uri]
-    assert subprocess.run(command, input=b"", timeout=120).returncode == 1
-    assert "the disk is full" in (runs / "mirror.log").read_text().splitlines()[-1]
+    done = subprocess.run(command, input="", timeout=120, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    said = (runs / "mirror.log").read_text().splitlines()[-1]
+    assert "the disk is full" in said and "INSERT" not in said
     store = connect(uri, runs)
     sync(store, runs, name, final=True)
     assert stored(store, folder) == wanted(folder)

@@ -69,7 +69,7 @@ def calm() -> None:
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-    os.environ["MLFLOW_LOGGING_LEVEL"] = "ERROR"
+    os.environ["MLFLOW_LOGGING_LEVEL"] = "CRITICAL"  # of what it raises it logs the traceback besides
 
 
 def masked(uri: str) -> str:
@@ -162,5 +162,5 @@ def words(error: Exception, uri: str) -> str:
     full = isinstance(error, OSError) and error.errno == errno.ENOSPC
     known = "No space left" if full else text
     meaning = next((meaning for pattern, meaning in MEANINGS if re.search(pattern, known)), "")
-    own = f"{type(error).__name__}: {text[:300]}"
+    own = f"{type(error).__name__}: {text.partition(' [SQL:')[0][:300]}"
     return f"{masked(uri)}: {meaning} ({own})" if meaning else f"{masked(uri)}: {own}"
