@@ -363,6 +363,8 @@ def coordinate(
 
     from crm.cluster import slurm
     from crm.cluster.folder import Busy
+    from crm.tracking.listing import listed
+    from crm.tracking.process import start as start_mirror
     from crm.tuning.coordinator import Coordinator
     from crm.tuning.folder import asked as asked_of
     from crm.tuning.folder import folder_of
@@ -390,8 +392,12 @@ def coordinate(
         typer.echo(str(error))
         raise typer.Exit(1) from error
     typer.echo(_summary_text(name, asked, summary))
-    if next_one and not stop():
+    if stop():
+        return
+    if next_one:
         slurm.cancel([next_one])
+    if os.environ.get("MLFLOW_TRACKING_URI") and folder.name in listed(home_of_runs):  # jobs sent their own runs alone
+        typer.echo(start_mirror(home_of_runs, folder.name).finish() or "tracking: all is sent")
 
 
 # ---------------------------------------------------------------------------------------------- what it found
