@@ -130,7 +130,8 @@ class Tuned:
     def importance(self, objective: int) -> pd.DataFrame:
         """Share of the objective's variance that each parameter explains (fANOVA), with 95 % intervals over trials.
 
-        On the axes as they are searched, logarithms for weights. ValueError for less than ENOUGH complete trials.
+        On the axes as they are searched, logarithms for weights. Trees see less in trials that are drawn twice, so an
+        interval is widened where it would not hold the share itself. ValueError for less than ENOUGH complete trials.
         """
         if len(self.complete) < ENOUGH:
             raise ValueError(
@@ -141,7 +142,9 @@ class Tuned:
         whole = self._fanova(np.arange(len(y)), y)
         drawn = np.array([list(self._fanova(rng.integers(len(y), size=len(y)), y).values()) for _ in range(RESAMPLES)])
         low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-        frame = pd.DataFrame({"parameter": list(whole), "importance": list(whole.values()), "low": low, "high": high})
+        share = np.array(list(whole.values()))
+        low, high = np.minimum(low, share), np.maximum(high, share)
+        frame = pd.DataFrame({"parameter": list(whole), "importance": share, "low": low, "high": high})
         return frame.sort_values("importance", ascending=False, ignore_index=True)
 
     def _fanova(self, rows: np.ndarray, y: np.ndarray) -> dict[str, float]:

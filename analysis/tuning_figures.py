@@ -7,9 +7,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures import BASELINE, INK, NARROW, OTHERS, QUIET, RULE, SUBJECT, WIDE, style
+from analysis.figures import BASELINE, INK, NARROW, OTHERS, PAPER, QUIET, RULE, SUBJECT, WIDE, style
 from analysis.tuning import ENOUGH, Tuned
 from crm.search import Choice, Weight
 
@@ -197,7 +198,8 @@ def parallel(tuned: Tuned) -> Figure:
         places, words, _ = _ticks(tuned, name)
         for place, word in zip(places, words, strict=True):
             ax.annotate(word, (j, place), xytext=(-3, 0), textcoords="offset points", ha="right", va="center",
-                        fontsize=6.5, color=QUIET, zorder=9)  # fmt: skip
+                        fontsize=6.5, color=QUIET, zorder=9,
+                        path_effects=[withStroke(linewidth=2.5, foreground=PAPER)])  # fmt: skip
     ax.set_xticks(at, names)
     ax.set_yticks([])
     ax.grid(False)

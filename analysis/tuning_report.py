@@ -62,7 +62,7 @@ def report(tuned: Tuned, out: Path) -> Path:
     if len(tuned.complete) < ENOUGH:
         told.append(("Not shown", f"importances, which say nothing with less than {ENOUGH} complete trials"))
     page = templates().get_template("tuning.html.j2").render(
-        title=search.title or tuned.name, name=tuned.name, style=_style(), verdicts=verdicts, figures=drawn, told=told,
+        title=search.title or tuned.name, name=tuned.name, verdicts=verdicts, figures=drawn, told=told,
         columns=list(rows[0]) if rows else [], rows=rows, calculated=search.calculated,
         changes=asked.changes or {}, text=_text,
     )  # fmt: skip
@@ -84,12 +84,6 @@ def _text(value: object) -> str:
     if isinstance(value, float):
         return "—" if value != value else f"{value:.4g}"
     return str(value)
-
-
-def _style() -> Markup:
-    """The style sheet of the sweeps' page."""
-    source = (Path(__file__).parent / "templates" / "report.html.j2").read_text()
-    return Markup(re.search(r"<style>(.*?)</style>", source, re.DOTALL).group(1))
 
 
 def _inline(svg: str, name: str) -> Markup:

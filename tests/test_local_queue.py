@@ -20,8 +20,9 @@ from tests.tiny import TINY_SETS, machine
 
 ROOT = Path(__file__).resolve().parents[1]
 CRM = [sys.executable, "-c", "from crm.cli import main; main()"]
-SWEEP = ["sweep", "demo", "--yes", "--no-track", "--threads", "1", "--seeds", "0,1", *TINY_SETS]
-STATUS = ["--seeds", "0,1", *TINY_SETS]  # what status and report need to mean the same cells
+# one worker where one is enough: each loads the libraries, which takes longer than its runs
+SWEEP = ["sweep", "demo", "--yes", "--no-track", "--threads", "1", "--seeds", "0", "--workers", "1", *TINY_SETS]
+STATUS = ["--seeds", "0", *TINY_SETS]  # what status and report need to mean the same cells
 PATIENCE = 240  # seconds; a deadline for what takes seconds on an idle machine
 
 
@@ -65,13 +66,13 @@ def results(home: Path) -> dict[str, tuple]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("undisturbed")
-    done = crm(*SWEEP, home=home)
+    done = crm(*SWEEP, "--workers", "2", home=home)
     assert done.returncode == 0, done.stdout + done.stderr
     return home
 
 
 def test_an_undisturbed_sweep_trains_every_cell_and_a_second_call_has_nothing_to_do(undisturbed):
-    assert len(results(undisturbed)) == 6
+    assert len(results(undisturbed)) == 3
     before = {path: path.stat().st_mtime_ns for path in undisturbed.glob("runs/*/result.json")}
     again = crm(*SWEEP, home=undisturbed)
     assert again.returncode == 3
@@ -82,7 +83,7 @@ def test_an_undisturbed_sweep_trains_every_cell_and_a_second_call_has_nothing_to
 def test_status_shows_every_cell_as_text_and_as_json(undisturbed):
     sets = STATUS
     text = crm("status", "demo", *sets, home=undisturbed)
-    assert "6 cells: 6 done" in text.stdout
+    assert "3 cells: 3 done" in text.stdout
     lines = json.loads(crm("status", "demo", "--json", *sets, home=undisturbed).stdout)
     assert {line["state"] for line in lines} == {"done"}
     assert {line["variant"] for line in lines} == {"plain fusion", "modality dropout", "CRM"}
@@ -97,7 +98,7 @@ def test_the_next_call_mirrors_what_is_finished_into_mlflow(undisturbed):
     client = MlflowClient(f"sqlite:///{undisturbed / 'runs' / 'mlflow.db'}")
     found = client.search_runs([each.experiment_id for each in client.search_experiments()])
     children = [run for run in found if "mlflow.parentRunId" in run.data.tags]
-    assert len(found) == 7
+    assert len(found) == 4
     assert {run.data.tags["crm.run_id"] for run in children} == set(results(undisturbed))
     assert {run.info.status for run in children} == {"FINISHED"}
     one = children[0]
@@ -134,7 +135,7 @@ def test_the_demo_runs_on_real_frames(real_data, tmp_path):
 
 
 def test_a_killed_sweep_loses_nothing_and_ends_with_the_same_numbers(undisturbed, tmp_path):
-    process = start(tmp_path)
+    process = start(tmp_path, "--workers", "2")
     until(lambda: len(list(tmp_path.glob("runs/*/result.json"))) >= 2, process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -148,7 +149,7 @@ def test_a_killed_sweep_loses_nothing_and_ends_with_the_same_numbers(undisturbed
 
 
 def test_a_killed_worker_is_reported_and_its_run_resumed_at_once(undisturbed, tmp_path):
-    process = start(tmp_path, "--workers", "1")
+    process = start(tmp_path)
     until(lambda: list(tmp_path.glob("runs/*/progress.json")), process)
     path = next(tmp_path.glob("runs/*/claim.json"))
     claimed = path.parent.name
@@ -184,11 +185,11 @@ def test_out_of_memory_is_answered_with_half_the_images_at_once(tmp_path):
 
 
 def test_held_cells_wait_cancelled_workers_leave_and_both_go_on_when_asked(undisturbed, tmp_path):
-    process = start(tmp_path, "--workers", "1")
+    process = start(tmp_path, "--seeds", "0,1,2")  # more than can end before the commands are there
     until(lambda: list(tmp_path.glob("runs/*/progress.json")), process)
-    held = crm("hold", "demo", "--only", "plain fusion", "--yes", home=tmp_path)
+    held = crm("hold", "demo", "--only", "modality*", "--yes", home=tmp_path)
     assert held.returncode == 0, held.stderr
-    cancelled = crm("cancel", "demo", "--only", "CRM", "--only", "modality*", "--yes", home=tmp_path)
+    cancelled = crm("cancel", "demo", "--only", "CRM", "--only", "plain fusion", "--yes", home=tmp_path)
     assert cancelled.returncode == 0, cancelled.stderr
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, output
@@ -197,17 +198,18 @@ def test_held_cells_wait_cancelled_workers_leave_and_both_go_on_when_asked(undis
     assert crm("release", "demo", "--yes", home=tmp_path).returncode == 0
     assert crm("retry", "demo", "--yes", home=tmp_path).returncode == 0
     assert crm(*SWEEP, home=tmp_path).returncode == 0
-    assert results(tmp_path) == results(undisturbed)
+    ours, theirs = results(tmp_path), results(undisturbed)
+    assert {run: ours[run] for run in theirs} == theirs
 
 
 @pytest.mark.slow
 def test_two_runs_that_fail_alike_hold_the_others_until_they_are_released(undisturbed, tmp_path):
     full = {"CRM_FAULT": "full last.safetensors 1"}  # the disk, for every checkpoint
-    done = crm(*SWEEP, "--workers", "1", home=tmp_path, env=full)
+    done = crm(*SWEEP, home=tmp_path, env=full)
     assert done.returncode == 1
     assert "2 runs failed with the same traceback" in done.stdout
     states = [line["state"] for line in json.loads(crm("status", "demo", "--json", home=tmp_path).stdout)]
-    assert sorted(states) == ["failed"] * 2 + ["held"] * 4
+    assert sorted(states) == ["failed"] * 2 + ["held"]
     assert crm("release", "demo", "--yes", home=tmp_path).returncode == 0
     assert crm(*SWEEP, home=tmp_path).returncode == 0
     assert results(tmp_path) == results(undisturbed)
@@ -218,7 +220,7 @@ def test_left_alone_the_queue_survives_whoever_started_it(undisturbed, tmp_path)
     assert begun.returncode == 0, begun.stderr
     assert "in the background" in begun.stdout
     deadline = time.monotonic() + PATIENCE
-    while len(results(tmp_path)) < 6 or list(tmp_path.glob("runs/*/claim.json")):
+    while len(results(tmp_path)) < 3 or list(tmp_path.glob("runs/*/claim.json")):
         assert time.monotonic() < deadline, (tmp_path / "runs/.sweeps/demo/queue.log").read_text()
         time.sleep(0.5)
     assert results(tmp_path) == results(undisturbed)
@@ -263,7 +265,7 @@ def test_interrupting_checkpoints_the_workers_and_leaves_everything_resumable(un
 
 def test_a_failing_cell_is_named_with_reason_and_log_and_the_others_go_on(tmp_path):
     sets = ["--set", "optim.lr=1e12", "--set", "optim.clip=1e12"]
-    done = crm(*SWEEP, *sets, "--workers", "2", home=tmp_path)
+    done = crm(*SWEEP, *sets, home=tmp_path)
     assert done.returncode == 1
     assert "plain fusion/0 failed: RunFailed" in done.stderr
     assert "log.txt" in done.stderr

@@ -3,13 +3,16 @@
 import json
 import os
 import shutil
+import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pandas as pd
@@ -24,12 +27,13 @@ from crm.config import Config
 from crm.confusion import Evaluation, save_evaluation
 from crm.records import append, claim, evaluation, open_run, raw_lines, read_json, write_json
 from crm.sweep import Cell, Sweep
-from crm.tracking.listing import list_run, list_sweep
+from crm.tracking.listing import list_run, list_study, list_sweep
 from crm.tracking.process import mirror
+from crm.tracking.sending import _parts as parts
 from crm.tracking.sending import sync
 from crm.tracking.store import Store, connect
 from crm.tracking.tail import Tail, points
-from tests.servers import Server, postgres
+from tests.servers import PATIENCE, Server, free_port, postgres
 from tests.tiny import TINY_SETS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own, of its database library; nothing we could mend
@@ -201,9 +205,81 @@ def trouble(runs: Path, name: str, uri: str) -> str:
     return (runs / "mirror.log").read_text().splitlines()[-1]
 
 
-@pytest.mark.parametrize("how", ["uri", "port", "older", "rights", "full", "rubbish"])
+@pytest.fixture
+def closing_later() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+OLDER = "bda7b8c39065"  # the schema that MLflow 3.1 leaves
+
+
+def older_store(file: Path) -> None:
+    """A store as an older MLflow has made it, by MLflow's own migrations up to there; it is in use."""
+    from alembic import command
+    from mlflow.store.db.utils import InitialBase, _get_alembic_config
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.pool import NullPool
+
+    with create_engine(f"sqlite:///{file}", poolclass=NullPool).begin() as connection:
+        InitialBase.metadata.create_all(connection)
+        config = _get_alembic_config(f"sqlite:///{file}")
+        config.attributes["connection"] = connection
+        command.upgrade(config, OLDER)
+        connection.execute(text("insert into experiments (name, lifecycle_stage) values ('theirs', 'active')"))
+
+
+def revision(file: Path) -> str:
+    with closing(sqlite3.connect(file)) as database:
+        return database.execute("select version_num from alembic_version").fetchone()[0]
+
+
+def test_a_store_of_an_older_mlflow_is_left_as_it_is_until_a_person_upgrades_it(tmp_path, cells, name):
+    runs, file = tmp_path / "runs", tmp_path / "mlflow.db"
+    folder = begin(runs, cells[0], range(10, 51, 10))
+    list_sweep(runs, name, SWEEP, cells[:1])
+    older_store(file)
+    uri = f"sqlite:///{file}"
+    assert "mlflow db upgrade" in trouble(runs, name, uri)
+    assert revision(file) == OLDER  # MLflow itself would have migrated it, whoever else uses it
+    subprocess.run([sys.executable, "-m", "mlflow", "db", "upgrade", uri], check=True, capture_output=True)
+    store = connect(uri, runs)
+    sync(store, runs, name)
+    assert stored(store, folder) == wanted(folder)
+
+
+def test_a_database_that_is_full_is_filled_once_there_is_room(made, tmp_path, cells, name):
+    runs, file = tmp_path / "runs", tmp_path / "mlflow.db"
+    folder = begin(runs, cells[0], range(10, 5001, 10))
+    list_sweep(runs, name, SWEEP, cells[:1])
+    shutil.copy(made, file)
+    uri = f"sqlite:///{file}"
+    code = """
+import sys
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+@event.listens_for(Engine, "connect")
+def small(connection, record):  # SQLite's own limit: it answers as it does where the disk is full
+    (pages,) = connection.execute("pragma page_count").fetchone()
+    connection.execute(f"pragma max_page_count = {pages + 4}")
+
+from crm.tracking.process import main
+sys.exit(main(sys.argv[1:]))
+"""
+    command = [sys.executable, "-c", code, name, "--runs", str(runs), "--uri", uri]
+    done = subprocess.run(command, input="", timeout=120, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    said = (runs / "mirror.log").read_text().splitlines()[-1]
+    assert "the disk is full" in said and "INSERT" not in said
+    store = connect(uri, runs)
+    sync(store, runs, name, final=True)
+    assert stored(store, folder) == wanted(folder)
+
+
+@pytest.mark.parametrize("how", ["uri", "port", "hang", "rights", "full", "rubbish"])
 def test_a_store_that_fails_is_named_with_what_to_do_and_the_run_is_unharmed(
-    how, made, tmp_path, cells, name, monkeypatch
+    how, made, tmp_path, cells, name, monkeypatch, closing_later
 ):
     runs, file = tmp_path / "runs", tmp_path / "mlflow.db"
     folder = begin(runs, cells[0], range(10, 51, 10))
@@ -214,12 +290,10 @@ def test_a_store_that_fails_is_named_with_what_to_do_and_the_run_is_unharmed(
         uri, word = "gopher://nowhere", "is no store"
     elif how == "port":
         uri, word = "http://user:secret@127.0.0.1:9", "does not answer"
-    elif how == "older":
-        shutil.copy(made, file)
-        with sqlite3.connect(file) as database:
-            database.execute("update alembic_version set version_num = '451aebb31d03'")
-        database.close()
-        word = "mlflow db upgrade"
+    elif how == "hang":  # it takes connections, and never answers
+        silent = closing_later.enter_context(socket.create_server(("127.0.0.1", 0)))
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+        uri, word = f"http://127.0.0.1:{silent.getsockname()[1]}", "does not answer"
     elif how == "rights":
         (tmp_path / "file").touch()
         uri, word = f"sqlite:///{tmp_path}/file/mlflow.db", ""  # a folder that nobody can make, root neither
@@ -298,6 +372,25 @@ def test_a_run_of_its_own_has_no_parent_until_a_sweep_asks_for_it(made, tmp_path
     assert above.info.status == "FINISHED"
 
 
+def test_trials_stand_below_their_study_which_is_over_when_all_of_it_is(made, tmp_path, cells, name):
+    runs, title = tmp_path / "runs", f"tune-{name}"
+    rows = [{"variant": f"trial {number}", "seed": cell.seed, "id": cell.id} for number, cell in enumerate(cells)]
+    finished(runs, cells[0])
+    list_study(runs, title, "Which patch?", "last", rows[:1])
+    store = connect(f"sqlite:///{made}", runs)
+    sync(store, runs, title)
+    above = store.find({"crm.kind": "sweep", "crm.sweep": title})
+    assert above.info.status == "RUNNING"  # another trial may come
+    end(begin(runs, cells[1], range(10, 31, 10)), "stopped", kind="preempted")  # pruned
+    list_study(runs, title, "Which patch?", "last", rows[:2])
+    sync(store, runs, title, final=True)
+    below = store.client.search_runs([store.experiment], f"tags.`mlflow.parentRunId` = '{above.info.run_id}'")
+    assert {run.data.tags["mlflow.runName"]: run.info.status for run in below} == {
+        f"trial 0/{cells[0].seed}": "FINISHED", f"trial 1/{cells[1].seed}": "KILLED",
+    }  # fmt: skip
+    assert store.client.get_run(above.info.run_id).info.status == "FINISHED"
+
+
 def test_tags_name_the_conditions_and_artifacts_are_by_choice(made, tmp_path, cells, name, monkeypatch):
     monkeypatch.setenv("CRM_HOME", str(tmp_path))
     runs, uri = tmp_path / "runs", f"sqlite:///{made}"
@@ -351,6 +444,33 @@ def test_status_counts_what_is_behind_and_sync_sends_it(made, tmp_path, cells, n
     assert behind() == 2
 
 
+def test_what_a_run_takes_of_its_machine_is_mirrored_too(made, tmp_path, cells, name):
+    runs = tmp_path / "runs"
+    folder = begin(runs, cells[0], range(10, 21, 10))
+    append(folder, "system", step=20, cpus=1.5, memory_gib=0.375)
+    list_sweep(runs, name, SWEEP, cells[:1])
+    store = connect(f"sqlite:///{made}", runs)
+    sync(store, runs, name)
+    found = stored(store, folder)
+    assert [point[:2] for point in found["system/cpus"]] == [(20, 1.5)]
+    assert [point[:2] for point in found["system/memory_gib"]] == [(20, 0.375)] and found == wanted(folder)
+
+
+def test_a_long_journal_is_never_in_memory_as_a_whole(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with (folder / "journal.jsonl").open("w") as file:
+        for step in range(1000):
+            terms = {f"term{number}": float(number) for number in range(40)}
+            file.write(json.dumps({"event": "train", "time": 1e9 + step, "step": step, "terms": terms}) + "\n")
+    tail = Tail(folder)
+    sending = parts((point for _, found in tail.news() for point in found), 1000)
+    for taken in (1000, 2000, 3000):
+        assert len(next(sending)) == 1000
+        assert taken / 40 <= tail.story.lines <= taken / 40 + 1  # nothing is read before there is room for it
+    assert tail.offset < (folder / "journal.jsonl").stat().st_size / 10
+
+
 def test_following_a_journal_reads_every_line_once(tmp_path, cells):
     folder = begin(tmp_path, cells[0], range(10, 31, 10))
     tail = Tail(folder)
@@ -383,6 +503,33 @@ def test_a_single_run_is_mirrored_and_training_never_loads_mlflow(tmp_path):
     assert stored(store, folder) == wanted(folder)
     assert store.find({"crm.run_id": folder.name}).info.status == "FINISHED"
     assert evaluation(folder, "last", CLEAN_TEST).exists()
+
+
+@pytest.mark.slow
+def test_the_page_is_really_there(made, tmp_path):
+    port = free_port()
+    command = [sys.executable, "-m", "crm", "track", "ui", "--uri", f"sqlite:///{made}", "--runs", str(tmp_path)]
+    process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                with urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
+                    page = answer.read().decode()
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.3)
+        assert "<title>MLflow</title>" in page
+        wanted = Request(
+            f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search", b'{"max_results": 9}',
+            {"Content-Type": "application/json"},
+        )  # fmt: skip
+        with urlopen(wanted, timeout=30) as answer:
+            assert "crm" in {each["name"] for each in json.load(answer)["experiments"]}
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.communicate(timeout=60)
 
 
 def test_the_page_opens_on_the_loopback_address_alone(made, tmp_path):

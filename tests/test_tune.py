@@ -3,9 +3,11 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +16,19 @@ import optuna
 import psutil
 import pytest
 
-from crm.cli.options import modules, searches
+from crm.cli.options import find_experiment, modules, searches
 from crm.cli.tune import find_search
 from crm.config import override
 from crm.records import open_run, read_json
-from crm.search import OBJECTIVES, POOL, Number, Search, Weight, tuning_run
-from crm.tuning.coordinator import Coordinator, counts, tune
+from crm.search import OBJECTIVES, POOL, Choice, Number, Search, Weight, tuning_run
+from crm.tracking.listing import list_study, read_listing
+from crm.tuning.coordinator import Coordinator, Summary, counts, tune
 from crm.tuning.folder import Asked, ask, folder_of, signature
 from crm.tuning.methods import distributions, grid, refuse_pruner, sampler
-from crm.tuning.storage import location, mend, open_storage, shown
+from crm.tuning.promotion import written
+from crm.tuning.storage import location, mend, shown
 from crm.tuning.work import LocalRuns, Look, queue_of
+from tests.servers import postgres
 from tests.tiny import TINY, machine
 from tests.tune_case import BOWL, SLOW, SWITCH, TWO, WRONG, searched
 
@@ -45,7 +50,12 @@ def study_of(runs: Path, storage: str = "sqlite", name: str = "study") -> optuna
 
 
 @pytest.mark.parametrize(
-    ("method", "trials", "near"), [("tpe", 25, 0.3), pytest.param("gp", 20, 0.05, marks=pytest.mark.slow)]
+    ("method", "trials", "near"),
+    [
+        ("tpe", 25, 0.3),
+        pytest.param("gp", 20, 0.05, marks=pytest.mark.slow),
+        pytest.param("random", 25, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_it_finds_an_optimum_that_is_known(method, trials, near, tmp_path):
     found = searched(BOWL, tmp_path, trials, sampler=method)
@@ -175,10 +185,10 @@ def trained(runs: Path, trials: int, search: Search = SEARCH, name: str = "tiny"
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """A study of three trials that are runs, the first of which was killed once."""
+    """A study of two trials that are runs, the first of which was killed once."""
     path = tmp_path_factory.mktemp("tuned")
-    folder, asked, work = trained(path, 3)
-    coordinator = Coordinator(folder, asked, SEARCH, work, 2)
+    folder, asked, work = trained(path, 2)
+    coordinator = Coordinator(folder, asked, SEARCH, work, 1)
     struck: list[int] = []
 
     def strike(states):
@@ -189,13 +199,13 @@ def runs(tmp_path_factory) -> Path:
 
     coordinator.show = strike
     found = coordinator.run()
-    assert struck and found.trials == found.complete == 3 and found.retried == 1
+    assert struck and found.trials == found.complete == 2 and found.retried == 1
     return path
 
 
 def test_trials_are_ordinary_runs_with_seeds_of_their_own(runs):
     trials = [trial for trial in study_of(runs, name="tiny").trials if counts(trial)]
-    assert len(trials) == 3
+    assert len(trials) == 2
     for trial in trials:
         (id,) = trial.user_attrs["runs"]
         config = read_json(runs / id / "config.json")["config"]
@@ -215,12 +225,17 @@ def test_the_first_trial_is_the_base(runs):
 
 def test_what_a_run_answers_already_is_not_trained_again(runs):
     before = {path: path.stat().st_mtime_ns for path in runs.glob("*/result.json")}
-    folder, asked, work = trained(runs, 3, name="again")
+    folder, asked, work = trained(runs, 2, name="again")
+    list_study(runs, "tune-again", SEARCH.title, SEARCH.selection, [])  # as `crm tune` has its runs mirrored
     found = tune(SEARCH, folder, asked, work, 2)
-    assert found.reused == found.complete == 3 and work.pool == []
+    assert found.reused == found.complete == 2 and work.pool == []
     assert {path: path.stat().st_mtime_ns for path in runs.glob("*/result.json")} == before
     ids = [id for trial in study_of(runs, name="again").trials for id in trial.user_attrs["runs"]]
     assert tuning_run(runs, ids[0]) == "again, tiny"
+    cells = read_listing(runs, "tune-again").cells
+    assert [(one["variant"], one["seed"], one["id"]) for one in cells] == [
+        (f"trial {number}", POOL, id) for number, id in enumerate(ids)
+    ]
 
 
 def test_another_search_under_the_same_name_is_refused(runs):
@@ -240,7 +255,7 @@ class Told:
 
     def look(self, number, params):
         if number in self.stopped:
-            return Look(name="waiting")
+            return Look(name="lost", reason="its worker has left")
         self.steps[number] += 1
         values = dict.fromkeys(range(1, min(self.steps[number], 4) + 1), 50.0 - number)
         if self.steps[number] > 4:
@@ -261,15 +276,51 @@ class Told:
         pass
 
 
-def test_a_trial_that_is_behind_is_stopped_and_counts(tmp_path):
-    folder = folder_of(tmp_path, "study")
-    search = replace(SEARCH, objective="clean")
-    asked = Asked(search="", storage=location(folder.path, "sqlite", "local"), trials=9, pruner="median",
-                  signature=signature(search))  # fmt: skip
-    work = Told()
-    found = tune(search, folder, asked, work, 1)
+def test_a_trial_that_is_behind_is_stopped_and_counts(tmp_path, monkeypatch):
+    found, work = told(tmp_path, "median", 9, monkeypatch)
     assert (found.complete, found.pruned) == (5, 4) and set(work.stopped) == {5, 6, 7, 8}
     assert study_of(tmp_path).trials[8].state == optuna.trial.TrialState.PRUNED
+
+
+def told(runs: Path, pruner: str, trials: int, monkeypatch) -> tuple[Summary, Told]:
+    monkeypatch.setattr("crm.tuning.coordinator.POLL", 0.0)
+    folder = folder_of(runs, "study")
+    search = replace(SEARCH, objective="clean", replicates=2)
+    asked = Asked(search="", storage=location(folder.path, "sqlite", "local"), trials=trials, pruner=pruner,
+                  signature=signature(search))  # fmt: skip
+    work = Told()
+    return tune(search, folder, asked, work, 1), work
+
+
+@pytest.mark.parametrize("pruner", ["hyperband", "wilcoxon", "PercentilePruner", "SuccessiveHalvingPruner"])
+def test_each_pruner_spares_some_that_are_behind_and_never_the_best(pruner, tmp_path, monkeypatch):
+    if pruner == "PercentilePruner":
+        with pytest.raises(ValueError, match="cannot be taken by its name alone"):
+            told(tmp_path, pruner, 9, monkeypatch)
+        return
+    found, work = told(tmp_path, pruner, 9, monkeypatch)
+    assert found.trials == found.complete + found.pruned == 9 and found.pruned >= 3 and found.retried == 0
+    assert 0 not in work.stopped and study_of(tmp_path).best_trial.number == 0
+
+
+# the second value learns nothing, which its first validations show
+RATE = Search(
+    override(TINY, {"steps": 18, "val_every": 3, "optim.warmup": 1, "data.val_images": 6}),
+    {"optim.lr": Choice((2e-3, 1e-7))}, "clean", trials=2, sampler="grid",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("pruner", "replicates"), [("hyperband", 1), ("wilcoxon", 2)])
+def test_the_run_of_a_pruned_trial_is_stopped_and_nobody_asks_for_it_again(pruner, replicates, tmp_path):
+    search = replace(RATE, replicates=replicates)
+    folder, asked, work = trained(tmp_path, 2, search, "rated", pruner=pruner, sampler="grid")
+    found = Coordinator(folder, asked, search, work, 1).run()
+    assert (found.complete, found.pruned, found.retried) == (1, 1, 0)
+    best, pruned = study_of(tmp_path, name="rated").trials
+    assert best.params == {"optim.lr": 2e-3} and pruned.state == optuna.trial.TrialState.PRUNED
+    assert not (tmp_path / pruned.user_attrs["runs"][-1] / "result.json").exists()
+    assert tune(search, folder, asked, LocalRuns(search, "rated", work.queue, False), 1).trials == 2  # stays so
 
 
 # ---------------------------------------------------------------------------------------------- refused
@@ -333,18 +384,24 @@ def test_a_password_is_not_shown():
     assert "geheim" not in shown("postgresql+psycopg2://me:geheim@host/db")
 
 
-def test_a_study_on_a_server(tmp_path):
-    """CRM_TUNE_STORAGE names one, such as postgresql+psycopg2://postgres@localhost/postgres."""
-    url = os.environ.get("CRM_TUNE_STORAGE")
-    if not url:
-        pytest.skip("no server for studies (set CRM_TUNE_STORAGE)")
-    name = f"study{os.getpid()}"
-    try:
-        assert searched(BOWL, tmp_path, 5, url, name).complete == 5
-        assert searched(BOWL, tmp_path, 7, url, name).complete == 7
-        assert len(study_of(tmp_path, url, name).trials) == 7
-    finally:
-        optuna.delete_study(study_name=name, storage=open_storage(url, write=True))
+@pytest.mark.slow
+def test_a_study_on_postgresql_survives_its_killed_workers_and_coordinators(tmp_path):
+    with postgres() as url:
+        assert killed(tmp_path, url, 10, random.Random(3), kills=5) == 5
+        trials = study_of(tmp_path, url).trials
+        kept = [trial for trial in trials if counts(trial)]
+        assert [trial.state.name for trial in kept] == ["COMPLETE"] * 10
+        assert len(trials) - len(kept) == sum("retry_of" in trial.user_attrs for trial in trials)
+        assert searched(SLOW, tmp_path, 11, url).complete == 11
+        (server,) = [
+            one for one in psutil.process_iter(["cmdline"]) if "postgres" in (one.info["cmdline"] or [""])[0]
+            and url.rpartition(":")[2].partition("/")[0] in one.info["cmdline"]
+        ]  # fmt: skip
+        threading.Timer(1.5, server.kill).start()
+        with pytest.raises(OSError, match=r"storage postgresql.* fails.*the same command goes on"):
+            searched(SLOW, tmp_path, 99, url)
+        with pytest.raises(OSError, match="does not open"):
+            searched(SLOW, tmp_path, 99, url)
 
 
 # ---------------------------------------------------------------------------------------------- the command
@@ -356,7 +413,8 @@ TINY_STUDY = ["--tiny", "--set", "steps=4", "--set", "val_every=0", "--set", "da
 def home(tmp_path_factory) -> Path:
     """A home with a study of nine trials by the command."""
     path = tmp_path_factory.mktemp("home")
-    done = crm(path, "start", "distillation", *TINY_STUDY, "--trials", "9", "--workers", "2", "--yes", "--json")
+    more = ["--trials", "9", "--workers", "2", "--yes", "--json", "--no-track"]
+    done = crm(path, "start", "distillation", *TINY_STUDY, *more)
     assert json.loads(done)["complete"] == 9
     return path
 
@@ -385,13 +443,34 @@ def test_the_verbs_say_what_was_found(home):
     names = {path.name for path in page.parent.iterdir()}
     for name in ("history", "importance", "slices", "parallel"):
         assert {f"{name}.png", f"{name}.svg"} <= names
-    assert "These numbers are no evidence" in page.read_text()
+    text = page.read_text()
+    assert "These numbers are no evidence" in text
+    colours = set(re.findall(r"var\((--[a-z-]+)\)", text))
+    assert {"--ink", "--paper"} <= colours and all(f"{colour}:" in text for colour in colours)
     first = page.read_bytes()
     crm(home, "plot", study)
     assert page.read_bytes() == first
     assert "Did you mean 'distillation@tiny'" in crm(home, "best", "distillation@tin", code=2)
 
 
+def test_what_is_promoted_is_a_sweep_of_base_and_winner_with_fresh_seeds():
+    experiments = {"synthetic_tiny": find_experiment("synthetic_tiny"), "mf_swin_t": find_experiment("mf_swin_t")}
+    for base, changes in ((experiments["mf_swin_t"], {}), (TINY, {"batch": 2})):
+        search = replace(SEARCH, base=override(base, changes))
+        text = written("a study", search, {7: {"loss.masked": 0.0, "loss.non_local": 2.0}}, "0,1", experiments)
+        made: dict = {}
+        exec(compile(text, "promoted", "exec"), made)
+        rows = {(cell.variant, cell.seed): cell.config for cell in made["sweep"].cells()}
+        winner = override(search.base, {"loss.masked": 0.0, "loss.non_local": 2.0})
+        for seed in (0, 1):
+            assert rows["base", seed] == override(search.base, {"seed": seed})
+            assert rows["trial 7", seed] == override(winner, {"seed": seed})
+        assert len(rows) == 4
+    with pytest.raises(ValueError, match="tuning's own"):
+        written("a study", SEARCH, {7: {}}, f"0,{POOL}", experiments)
+
+
+@pytest.mark.slow
 def test_promote_writes_a_sweep_with_fresh_seeds(home):
     path = ROOT / "sweeps" / "promoted_by_a_test.py"
     try:

@@ -6,13 +6,13 @@ python -m tests.tune_case RUNS STORAGE TRIALS
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from crm.config import Config
 from crm.search import Choice, Number, Search, Weight
-from crm.tuning.coordinator import Summary, tune
-from crm.tuning.folder import Asked, folder_of, signature
-from crm.tuning.storage import location
-from crm.tuning.work import Calculations
+
+if TYPE_CHECKING:
+    from crm.tuning.coordinator import Summary
 
 
 def bowl(values: dict) -> float:
@@ -49,7 +49,15 @@ SWITCH = Search(Config(), {"weight": Weight(0.1, 10), "kind": Choice(("a", "b"))
 WRONG = Search(Config(), SPACE, wrong)
 
 
-def searched(search: Search, runs: Path, trials: int, storage: str = "sqlite", name: str = "study", **more) -> Summary:
+def searched(
+    search: Search, runs: Path, trials: int, storage: str = "sqlite", name: str = "study", **more
+) -> "Summary":
+    # here, since each value is computed by a process that finds its function in this module, and needs none of it
+    from crm.tuning.coordinator import tune
+    from crm.tuning.folder import Asked, folder_of, signature
+    from crm.tuning.storage import location
+    from crm.tuning.work import Calculations
+
     folder = folder_of(runs, name)
     asked = Asked(
         search="", storage=location(folder.path, storage, "local"), trials=trials, signature=signature(search),

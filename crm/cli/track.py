@@ -114,16 +114,22 @@ def ui(
 
 def _listed(runs: Path, names: Sequence[str]) -> list[str]:
     """The names to send, each of them listed; a sweep that was never mirrored is listed now."""
+    from crm.cli.tune import list_runs
     from crm.cluster.folder import SweepFolder
     from crm.tracking.listing import list_sweep, listed, refresh_report
+    from crm.tuning.folder import BESIDE
 
     there = listed(runs)
-    if not names:
-        names = sorted({*there, *(path.parent.name for path in (runs / ".sweeps").glob("*/asked.json"))})
+    if not names:  # a study's jobs are kept beside those of sweeps; it is mirrored if it was listed
+        started = {path.parent.name for path in (runs / ".sweeps").glob("*/asked.json")}
+        names = sorted({*there, *(name for name in started if not name.startswith(BESIDE))})
     for name in names:
         report = home() / "reports" / name
         if name in there:
             refresh_report(runs, name, report)
+            continue
+        if name.startswith(BESIDE):
+            list_runs(name.removeprefix(BESIDE), runs)
             continue
         asked = SweepFolder.of(runs, name).asked()
         found = options.find_sweep(name)[1]

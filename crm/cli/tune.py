@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +18,7 @@ from crm.machine import Machine, home
 from crm.names import chosen, unknown
 
 if TYPE_CHECKING:
+    from crm.cluster.settings import Resources
     from crm.search import Search
     from crm.tuning.coordinator import Summary
     from crm.tuning.folder import Asked
@@ -35,7 +37,7 @@ class _Verbs(TyperGroup):
 
 def add_to(app: typer.Typer) -> None:
     verbs = typer.Typer(cls=_Verbs, no_args_is_help=True, rich_markup_mode=None)
-    for command in (start, status, best, importance, pareto, plot, promote, export):
+    for command in (start, status, cancel, best, importance, pareto, plot, promote, export):
         verbs.command()(command)
     verbs.command(hidden=True)(coordinate)
     app.add_typer(verbs, name="tune", help="Search for the best settings: crm tune NAME; then what it found, by verb.")
@@ -109,12 +111,13 @@ def start(
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of one run. [default: its share]")] = 0,
     how: On = None,
     device: Device = "cpu",
+    track: Annotated[bool, typer.Option(help="Mirror the runs into MLflow.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
     yes: Yes = False,
     json: Json = False,
 ) -> None:
     """Searches for the best settings, from where the study stands; the same command goes on after anything."""
-    from crm.cli.local import places
+    from crm.cli.local import Places, places
     from crm.config import override
     from crm.tuning import storage as stores
     from crm.tuning.folder import Asked, ask, folder_of, signature
@@ -143,7 +146,11 @@ def start(
         replicates=found.replicates, changes=changes, seed=seed, signature=signature(found),
     )  # fmt: skip
     machine = Machine(runs=home_of_runs, data=options.data_folder(data), weights=home() / "weights", device=device)
-    where = places(workers, device, gpus, per_gpu, total)
+    if cluster == "slurm":
+        wanted = _resources(resources, workers, found.calculated)
+        where = Places(workers=min(wanted.throttle, total))
+    else:
+        wanted, where = None, places(workers, device, gpus, per_gpu, total)
     machine = options.with_machine(replace(machine, threads=threads or options.share_of_threads(where.workers)), how)
     if not found.calculated:
         _check(found, machine)
@@ -158,11 +165,16 @@ def start(
         return
     if not yes:
         _confirm(total)
-    if cluster == "slurm":
-        _submit(folder.name, found, asked, machine, resources, say)
+    if wanted is not None:
+        job = _submit(folder.name, found, asked, machine, wanted)
+        _list(folder.name, found, machine.runs) if track and not found.calculated else None
+        say(f"submitted the coordinator as job {job}" if job else THERE)
+        say(f"crm tune status {folder.name} shows how far it is")
+        options.echo_json({"study": folder.name, "job": job}) if json else None
         return
     ask(folder, asked)
-    summary = _carry_out(folder.name, found, asked, machine, where.workers, where.gpus, json)
+    with _mirrored(folder.name, found, machine.runs, track, json):
+        summary = _carry_out(folder.name, found, asked, machine, where.workers, where.gpus, json)
     _tell(folder.name, asked, summary, json)
 
 
@@ -212,6 +224,7 @@ def _carry_out(
     name: str, found: "Search", asked: "Asked", machine: Machine, workers: int, gpus: Sequence[str], json: bool
 ) -> "Summary":
     from crm.cli.progress import Board
+    from crm.cluster.folder import Busy
     from crm.tuning.coordinator import Coordinator
     from crm.tuning.folder import folder_of
     from crm.tuning.work import Calculations, LocalRuns, queue_of
@@ -226,6 +239,49 @@ def _carry_out(
             return Coordinator(folder, asked, found, work, workers, board.say, board.show).run()
     except KeyboardInterrupt:
         options.interrupted()
+    except Busy:
+        typer.echo(THERE, err=json)
+        raise typer.Exit(0) from None
+
+
+@contextmanager
+def _mirrored(name: str, found: "Search", runs: Path, track: bool, json: bool) -> Iterator[None]:
+    """The runs of the trials are copied into MLflow meanwhile, as those of a sweep are."""
+    from crm.cli.local import untracked
+    from crm.tracking.process import start as start_mirror
+
+    if not track or found.calculated:
+        yield
+        return
+    mirror = start_mirror(runs, _list(name, found, runs))
+    try:
+        yield
+    finally:
+        if trouble := mirror.finish():
+            typer.echo(untracked(trouble), err=json)
+
+
+def _list(name: str, found: "Search", runs: Path) -> str:
+    """Has the study's runs mirrored from now on; the name that the mirror knows it by."""
+    from crm.tracking.listing import list_study, listed
+    from crm.tuning.folder import BESIDE
+
+    title = f"{BESIDE}{name}"
+    if title not in listed(runs):
+        list_study(runs, title, found.title, found.selection, [], home() / "reports" / title)
+    return title
+
+
+def list_runs(name: str, runs: Path) -> None:
+    """Lists the runs of a study that was begun without a mirror."""
+    from crm.tuning.coordinator import list_trials, open_study
+    from crm.tuning.folder import BESIDE
+    from crm.tuning.folder import asked as asked_of
+
+    asked = asked_of(runs, name)
+    found = search_of(asked)
+    title = f"{BESIDE}{name}"
+    list_trials(runs, title, found, open_study(name, asked, found), home() / "reports" / title)
 
 
 def _over_images(pruner: str) -> bool:
@@ -255,20 +311,46 @@ def _summary_text(name: str, asked: "Asked", found: "Summary") -> str:
 # ---------------------------------------------------------------------------------------------- on a cluster
 
 
-def _submit(name: str, found: "Search", asked: "Asked", machine: Machine, given: list[str] | None, say: Any) -> None:
-    from crm.cluster import snapshot
+THERE = "a coordinator is at it already, and goes by this from now on"
+AT_ONCE = 4  # trials on a cluster, unless another number is asked for: what runs teaches the sampler nothing yet
+
+
+def _resources(given: list[str] | None, workers: int, calculated: bool) -> "Resources":
+    """What a trial asks the cluster for; its throttle is how many trials run at once."""
     from crm.cluster.settings import resources
+
+    wanted = resources(home(), given or [])
+    return replace(wanted, throttle=workers or wanted.throttle or (1 if calculated else AT_ONCE))
+
+
+def _submit(name: str, found: "Search", asked: "Asked", machine: Machine, wanted: "Resources") -> str:
+    """The job of the coordinator; "" if there is one."""
+    from crm.cluster import snapshot
     from crm.tuning.folder import ask, folder_of
     from crm.tuning.slurm import begin
 
-    if found.calculated:
-        raise ValueError("a function is called on this machine: leave out --cluster slurm")
-    wanted = resources(home(), given or [])
     machine = replace(machine, device=wanted.device, threads=wanted.cpus)
     ask(folder_of(machine.runs, name), asked)
-    job = begin(machine.runs, name, found, machine, wanted, str(snapshot.take(machine.runs)))
-    say(f"submitted the coordinator as job {job}" if job else "a coordinator is there already, and goes by this now")
-    say(f"crm tune status {name} shows how far it is")
+    return begin(machine.runs, name, found, machine, wanted, str(snapshot.take(machine.runs)))
+
+
+def cancel(name: Study, runs: Runs = None, yes: Yes = False, json: Json = False) -> None:
+    """Cancels the jobs of a study on a cluster; trials write a checkpoint, and the same search goes on from there."""
+    from crm.tuning.folder import asked as asked_of
+    from crm.tuning.slurm import cancel as cancel_jobs
+    from crm.tuning.slurm import jobs_of
+
+    folder = options.runs_folder(runs)
+    search = asked_of(folder, name).search
+    if jobs_of(folder, name).asked() is None:
+        raise ValueError(f"{name} runs on this machine: Ctrl-C, where crm tune {search} was typed, ends it")
+    found = cancel_jobs(folder, name, yes)
+    if json:
+        options.echo_json({"cancel": found, "done": yes})
+    else:
+        typer.echo(f"{'cancelled' if yes else 'would cancel'} {len(found)} jobs: {', '.join(found) or 'none'}")
+    if not found:
+        raise typer.Exit(3)
 
 
 def coordinate(
@@ -281,10 +363,13 @@ def coordinate(
 
     from crm.cluster import slurm
     from crm.cluster.folder import Busy
+    from crm.tracking.listing import listed
+    from crm.tracking.process import start as start_mirror
     from crm.tuning.coordinator import Coordinator
     from crm.tuning.folder import asked as asked_of
     from crm.tuning.folder import folder_of
-    from crm.tuning.slurm import SlurmRuns, jobs_of, succeed
+    from crm.tuning.slurm import PATIENCE, SlurmRuns, jobs_of, succeed
+    from crm.tuning.work import Calculations
     from crm.worker import StopFlag
 
     left = slurm.time_left()
@@ -295,17 +380,24 @@ def coordinate(
     wanted = folder.asked()
     assert wanted is not None
     found, next_one = search_of(asked), succeed(folder, token)
-    machine = wanted.read_machine()
-    work = SlurmRuns(found, name, machine, _over_images(asked.pruner))
-    throttle = wanted.resources["throttle"] or asked.trials
+    study = folder_of(home_of_runs, name)
+    work: Any = (
+        Calculations(found, study)
+        if found.calculated
+        else SlurmRuns(found, name, wanted.read_machine(), _over_images(asked.pruner))
+    )
     try:
-        summary = Coordinator(folder_of(home_of_runs, name), asked, found, work, throttle).run(stop)
+        summary = Coordinator(study, asked, found, work, wanted.resources["throttle"]).run(stop, PATIENCE)
     except Busy as error:
         typer.echo(str(error))
         raise typer.Exit(1) from error
     typer.echo(_summary_text(name, asked, summary))
-    if next_one and not stop():
+    if stop():
+        return
+    if next_one:
         slurm.cancel([next_one])
+    if os.environ.get("MLFLOW_TRACKING_URI") and folder.name in listed(home_of_runs):  # jobs sent their own runs alone
+        typer.echo(start_mirror(home_of_runs, folder.name).finish() or "tracking: all is sent")
 
 
 # ---------------------------------------------------------------------------------------------- what it found

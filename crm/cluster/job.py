@@ -219,6 +219,8 @@ def _afterwards(folder: SweepFolder, submission: Submission, number: int) -> Non
 
 def _tune(folder: SweepFolder, submission: Submission, number: int) -> None:
     """The coordinator of a study, by its command, which takes this process over and with it the scheduler's signals."""
-    name = folder.name.removeprefix("tune-")
+    from crm.tuning.folder import BESIDE
+
+    name = folder.name.removeprefix(BESIDE)
     arguments = [sys.executable, "-m", "crm", "tune", "coordinate", name, "--runs", str(folder.runs)]
     os.execv(sys.executable, [*arguments, "--token", submission.token])

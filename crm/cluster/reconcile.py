@@ -24,6 +24,7 @@ from crm.retries import halve, may_retry, retries, teach
 
 SETTLE = 4.0  # seconds for which the scheduler must say the same before a process without a last word is given up
 ARRIVAL = 20.0  # seconds after which a job whose submission was never answered would be there
+SCANCELLED = "cancelled with scancel"  # how the reason begins for which such a run is held
 SMOKES = 3  # tries of a smoke test that ends without a verdict
 
 
@@ -194,7 +195,7 @@ class _Round:
                     and line["token"] == last["token"]), None)  # fmt: skip
         if end is not None:
             if end["outcome"] == "stopped" and not own and self._terminal(submission, seen)[0] == "CANCELLED":
-                return self._last_word(seen, "cancelled", "cancelled with scancel")
+                return self._last_word(seen, "cancelled", SCANCELLED)
             return end.get("kind", "") if end["outcome"] != "done" else ""
         if last is None and any(line.get("token") == submission.token for line in lines if line["event"] == "end"):
             return next(line["kind"] for line in reversed(lines) if line.get("token") == submission.token)
@@ -234,9 +235,7 @@ class _Round:
         if not kind:
             return self._needs(seen)
         if kind == "cancelled":
-            self.folder.hold(
-                [seen.id], "cancel", f"cancelled with scancel; crm retry {self.folder.name} starts it again"
-            )
+            self.folder.hold([seen.id], "cancel", f"{SCANCELLED}; crm retry {self.folder.name} starts it again")
             return None
         processes = self.asked.resources["nodes"] * self.asked.resources["tasks"]
         if not may_retry(self.folder.run(seen.id), kind, processes) or not self._ease(seen, kind, processes):

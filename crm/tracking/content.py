@@ -117,10 +117,12 @@ def head_of_sweep(runs: Path, listing: Listing) -> Head:
 def standing_of_sweep(
     runs: Path, listing: Listing, ends: Sequence[tuple[str, int | None]], final: bool
 ) -> Standing:  # fmt: skip
-    """How a sweep stands whose begun runs have this status and end."""
+    """How a sweep, or a study, stands whose begun runs have this status and end."""
     statuses = {status for status, _ in ends}
-    finished = statuses == {"FINISHED"} and len(ends) == len(listing.cells)
+    finished = statuses == {"FINISHED"} and len(ends) == len(listing.cells) and not listing.study
     status = "FINISHED" if finished else "FAILED" if "FAILED" in statuses else "KILLED"
+    if listing.study and final:
+        status = "FINISHED"
     if "RUNNING" in statuses or not (final or finished):
         status = "RUNNING"
     times = [ended for _, ended in ends if ended is not None]

@@ -33,6 +33,7 @@ class Listing:
     cells: Sequence[Mapping[str, Any]]  # variant, seed, id
     suite: str = ""
     single: bool = False  # a run of its own, without a parent
+    study: bool = False  # its runs are those of trials: more may come, and some are pruned
     artifacts: Sequence[str] = field(default_factory=lambda: list(CHOSEN))  # keys of ARTIFACTS
     report: str = ""  # folder of the report, once there is one
 
@@ -62,6 +63,14 @@ def list_sweep(runs: Path, name: str, sweep: Sweep, cells: Sequence[Cell], repor
         report=str(report.absolute()) if report else "",
     )  # fmt: skip
     return _write(runs, made)
+
+
+def list_study(
+    runs: Path, name: str, title: str, selection: str, cells: Sequence[Mapping[str, Any]], report: Path | None = None
+) -> Listing:  # fmt: skip
+    """Records the runs that the trials of a study have so far."""
+    place = str(report.absolute()) if report else ""
+    return _write(runs, Listing(name=name, title=title, selection=selection, cells=cells, study=True, report=place))
 
 
 def list_run(runs: Path, experiment: str, config: Config, id: str) -> Listing:

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 EXPERIMENT = "crm"
 STORE = "crm.store"  # tag of the experiment that tells this store from one that was made anew in its place
+DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")  # how a URI begins that is opened without a server
 PLACE = ("MLFLOW_TRACKING_", "MLFLOW_S3_", "MLFLOW_GCS_", "MLFLOW_HTTP_REQUEST_TIMEOUT")  # where to, and how to log in
 
 
@@ -44,6 +45,7 @@ def connect(uri: str, runs: Path) -> Store:
     from mlflow import MlflowClient
 
     with _alone_with(uri):
+        _refuse_older(uri)
         client = MlflowClient(tracking_uri=uri)
         experiment = client.get_experiment_by_name(EXPERIMENT) or _new_experiment(client, uri, runs)
         if experiment.lifecycle_stage != "active":
@@ -67,7 +69,7 @@ def calm() -> None:
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-    os.environ["MLFLOW_LOGGING_LEVEL"] = "ERROR"
+    os.environ["MLFLOW_LOGGING_LEVEL"] = "CRITICAL"  # of what it raises it logs the traceback besides
 
 
 def masked(uri: str) -> str:
@@ -79,8 +81,36 @@ def _alone_with(uri: str) -> Any:
     """A lock on a store that is a file: two processes that make its tables at once both fail."""
     if not uri.startswith("sqlite:///"):
         return nullcontext()
-    file = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    file = _file(uri)
     return locked(file.with_name(file.name + ".lock"))
+
+
+def _refuse_older(uri: str) -> None:
+    """ValueError for a database in use whose schema is another MLflow's.
+
+    MLflow itself would migrate an older one that lacks a table, unasked; whoever still works on it with the older
+    MLflow could then not open it any more. One that was killed while it was made is no such store: it holds nothing.
+    """
+    if not uri.startswith(DATABASES) or (uri.startswith("sqlite:///") and not _file(uri).exists()):
+        return
+    from alembic.script import ScriptDirectory
+    from mlflow.store import db_migrations
+    from sqlalchemy import create_engine, inspect, text
+    from sqlalchemy.pool import NullPool
+
+    with create_engine(uri, poolclass=NullPool).connect() as database:
+        if not {"alembic_version", "experiments"} <= set(inspect(database).get_table_names()):
+            return
+        found = database.execute(text("select version_num from alembic_version")).scalar()
+        used = database.execute(text("select count(*) from experiments")).scalar()
+    newest = ScriptDirectory(str(Path(db_migrations.__path__[0]))).get_current_head()
+    if used and found != newest:
+        raise ValueError(f"out-of-date database schema: {found}, where this MLflow has {newest}")
+
+
+def _file(uri: str) -> Path:
+    """The file of an SQLite store."""
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0])
 
 
 def _new_experiment(client: Any, uri: str, runs: Path) -> Any:
@@ -132,5 +162,5 @@ def words(error: Exception, uri: str) -> str:
     full = isinstance(error, OSError) and error.errno == errno.ENOSPC
     known = "No space left" if full else text
     meaning = next((meaning for pattern, meaning in MEANINGS if re.search(pattern, known)), "")
-    own = f"{type(error).__name__}: {text[:300]}"
+    own = f"{type(error).__name__}: {text.partition(' [SQL:')[0][:300]}"
     return f"{masked(uri)}: {meaning} ({own})" if meaning else f"{masked(uri)}: {own}"

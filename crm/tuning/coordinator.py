@@ -7,21 +7,25 @@ those that were asked again count once, as what came of them.
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from crm import failures
 from crm.cluster.folder import SweepFolder
 from crm.records import State
 from crm.search import Search
-from crm.tuning.folder import Asked, stay
-from crm.tuning.methods import distributions, grid, pruner, sampler
-from crm.tuning.storage import open_storage
+from crm.tracking.listing import list_study, listed
+from crm.tuning.folder import BESIDE, Asked, asked_now, stay
+from crm.tuning.methods import RESOURCES, distributions, grid, pruner, sampler
+from crm.tuning.storage import open_storage, shown
 from crm.tuning.work import Look, Work
 
 POLL = 0.2  # seconds between looks
@@ -75,20 +79,27 @@ class Coordinator:
     ) -> None:  # fmt: skip
         self.folder, self.asked, self.search, self.work, self.workers = folder, asked, search, work, workers
         self.say, self.show = say, show
+        self.runs = folder.path.parents[1]
         self.handles: dict[int, Trial] = {}
         self.cost: dict[int, float] = {}
         self.tracebacks: dict[str, dict[str, Any]] = {}
 
-    def run(self, stop: Callable[[], bool] = lambda: False) -> Summary:
-        """Works until all trials that were asked for have ended, the hours are spent, or `stop` says so."""
-        with self.folder.lease():
+    def run(self, stop: Callable[[], bool] = lambda: False, patience: float = 0.0) -> Summary:
+        """Works until all trials that were asked for have ended, the hours are spent, or `stop` says so.
+
+        Raises Busy if another coordinator is at the study for `patience` seconds, OSError if its storage fails.
+        """
+        with self.folder.lease(patience):
             self.study = open_study(self.folder.name, self.asked, self.search, write=True)
-            self.study.pruner = pruner(self.asked.pruner)
+            self.study.pruner = pruner(self.asked.pruner, self.search.base)
             self._first()
             interrupted = True
             try:
                 why = self._loop(stop)
                 interrupted = False
+            except (StorageInternalError, SQLAlchemyError) as error:
+                where = shown(self.asked.storage)
+                raise OSError(f"the study's storage {where} fails: {error}; later the same command goes on") from error
             finally:
                 self.work.close(interrupted)
             found = self.summary()
@@ -98,6 +109,7 @@ class Coordinator:
     def _loop(self, stop: Callable[[], bool]) -> str:
         while True:
             stay(self.folder)
+            self.asked = asked_now(self.folder, self.asked)
             looks = {trial.number: self._look(trial) for trial in self._in(TrialState.RUNNING)}
             self._ask_again()
             trials = self.study.get_trials(deepcopy=False)
@@ -145,6 +157,8 @@ class Coordinator:
             trial.set_user_attr("settings", self.search.settings(trial.params))
             if not self.search.calculated:
                 trial.set_user_attr("runs", [config._id for config in self.search.configs(trial.params)])
+                if (name := f"{BESIDE}{self.folder.name}") in listed(self.runs):
+                    list_trials(self.runs, name, self.search, self.study)
             if self.work.answered(trial.params) and "retry_of" not in trial.user_attrs:
                 trial.set_user_attr("reused", True)
             else:
@@ -180,7 +194,7 @@ class Coordinator:
                 look = self.work.look(trial.number, trial.params)
             except ValueError as error:
                 look = Look(name="failed", reason=str(error))
-        if "pruned" in trial.user_attrs and look.name in ("running", "waiting"):
+        if "pruned" in trial.user_attrs and look.name != "done":  # a worker that has obeyed looks lost
             if self.work.stop(trial.number, trial.params):
                 self.study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
         elif look.name in ("running", "waiting"):
@@ -199,25 +213,28 @@ class Coordinator:
 
     def _report(self, trial: FrozenTrial, look: Look) -> bool:
         """Hands on what a pruner may go by; whether it says that the trial is to end."""
-        if self.asked.pruner == "none" or not look.reports:
-            return False
-        new = {place: value for place, value in look.reports.items() if place not in trial.intermediate_values}
-        handle = self._handle(trial.number)
-        for place, value in sorted(new.items()):
-            handle.report(value, place)
-        if new and handle.should_prune():
-            handle.set_user_attr("pruned", f"at {max(look.reports)}")
+        if self._says_enough(trial, look.reports):
+            self._handle(trial.number).set_user_attr("pruned", f"at {max(look.reports)}")
             self.work.stop(trial.number, trial.params)
             return True
         return False
 
+    def _says_enough(self, trial: FrozenTrial, reports: Mapping[int, float]) -> bool:
+        """Tells the pruner what is new of a trial, and returns whether it says that the trial is to end."""
+        new = {place: value for place, value in reports.items() if place not in trial.intermediate_values}
+        if self.asked.pruner == "none" or len(self.search.objectives) > 1 or not new:
+            return False
+        handle, enough = self._handle(trial.number), False
+        for place, value in sorted(new.items()):
+            handle.report(value, place)
+            if isinstance(self.study.pruner, RESOURCES):  # it takes what it is told last for the value of each rung
+                enough = handle.should_prune()
+        return bool(enough or (not isinstance(self.study.pruner, RESOURCES) and handle.should_prune()))
+
     def _settle(self, number: int, look: Look) -> None:
         if look.name == "done":
             trial = self.study.get_trials(deepcopy=False)[number]
-            if self.asked.pruner != "none" and len(self.search.objectives) == 1:
-                for place, value in sorted(look.reports.items()):
-                    if place not in trial.intermediate_values:
-                        self._handle(number).report(value, place)
+            self._says_enough(trial, look.reports)  # for the trials after it
             self._handle(number).set_user_attr("hours", round(self._hours(number, trial.params), 6))
             self.study.tell(number, list(look.values), skip_if_finished=True)
         elif look.name == "failed":
@@ -290,6 +307,16 @@ class Coordinator:
 
     def summary(self) -> Summary:
         return summary(self.study, self._spent())
+
+
+def list_trials(runs: Path, name: str, search: Search, study: Study, report: Path | None = None) -> None:
+    """Tells the mirror which runs the trials have; one that was asked again has those of its first time."""
+    cells = {
+        id: {"variant": f"trial {trial.number}", "seed": seed, "id": id}
+        for trial in study.get_trials(deepcopy=False)
+        for seed, id in zip(search.seeds, trial.user_attrs.get("runs", ()), strict=False)
+    }
+    list_study(runs, name, search.title, search.selection, list(cells.values()), report)
 
 
 def summary(study: Study, hours: float | None = None) -> Summary:

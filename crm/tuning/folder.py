@@ -8,17 +8,18 @@ runs/.studies/<name>/study.json     the search, the storage and how trials are c
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from crm.cluster.folder import SweepFolder
+from crm.cluster.folder import Busy, SweepFolder
 from crm.config import flatten
 from crm.names import unknown
-from crm.records import read_json, write_json
+from crm.records import identity, read_json, write_json
 from crm.search import MARK, Search
 
 STUDIES = ".studies"
+BESIDE = "tune-"  # and the study's name: what its jobs and its mirror are called among those of sweeps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,17 @@ def mark(runs: Path, id: str, study: str) -> None:
         write_json(runs / id / MARK, {"studies": sorted([*known, study])})
 
 
+def asked_now(folder: SweepFolder, before: Asked) -> Asked:
+    """What was asked, with the count and the hours that a person may have asked for since."""
+    now = read_json(folder.path / "study.json") or {}
+    return replace(before, trials=now.get("trials", before.trials), hours=now.get("hours", before.hours))
+
+
 def stay(folder: SweepFolder) -> None:
-    """Says that this coordinator still holds its lease."""
-    if (holder := read_json(folder.path / "lease.json")) is not None and time.time() - holder["time"] > 60:
+    """Says that this coordinator still holds its lease; raises Busy if another one has taken the study over."""
+    if (holder := read_json(folder.path / "lease.json")) is None:
+        return
+    if any(holder.get(key) != value for key, value in identity().items()):
+        raise Busy(f"another coordinator has taken the study {folder.name} over")
+    if time.time() - holder["time"] > 60:
         write_json(folder.path / "lease.json", {**holder, "time": time.time()})

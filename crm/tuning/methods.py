@@ -7,9 +7,17 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, WilcoxonPruner
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    NopPruner,
+    SuccessiveHalvingPruner,
+    WilcoxonPruner,
+)
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
+from crm.config import Config
 from crm.names import unknown
 from crm.search import Choice, Parameter, Search, Weight
 
@@ -23,12 +31,13 @@ SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "random": RandomSampler,
     "grid": RandomSampler,
 }
-PRUNERS: dict[str, Callable[[], BasePruner]] = {
+PRUNERS: dict[str, Callable[..., BasePruner]] = {
     "none": NopPruner,
     "median": MedianPruner,  # at the validations of training, against the median of the trials before
     "hyperband": HyperbandPruner,  # at the validations: many trials a little, the best of them further
     "wilcoxon": WilcoxonPruner,  # between the seeds of a trial: image by image against the best trial
 }
+RESOURCES = (HyperbandPruner, SuccessiveHalvingPruner)  # that count in steps of training
 
 
 def sampler(name: str, seed: int) -> BaseSampler:
@@ -47,11 +56,15 @@ def sampler(name: str, seed: int) -> BaseSampler:
         return _made("sampler", name, make, {key: value for key, value in options.items() if key in takes})
 
 
-def pruner(name: str) -> BasePruner:
+def pruner(name: str, base: Config) -> BasePruner:
+    """A pruner for trials of this base, whose first validation is the least that can be told apart."""
     make = PRUNERS.get(name) or _of_optuna("pruner", name, optuna.pruners, BasePruner, PRUNERS)
+    options: dict[str, Any] = {"min_resource": base.val_every or base.steps} if make in RESOURCES else {}
+    if make is HyperbandPruner:
+        options["max_resource"] = max(base.steps, options["min_resource"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return _made("pruner", name, make, {})
+        return _made("pruner", name, make, options)
 
 
 def _of_optuna(kind: str, name: str, module: Any, base: type, ours: Any) -> Callable[..., Any]:
@@ -76,7 +89,8 @@ def _made(kind: str, name: str, make: Callable[..., Any], options: dict[str, Any
 
 def refuse_pruner(search: Search, name: str) -> None:
     """ValueError for a pruner that this search leaves nothing to prune by."""
-    if isinstance(pruner(name), NopPruner):
+    found = pruner(name, search.base)
+    if isinstance(found, NopPruner):
         return
     if len(search.objectives) > 1:
         raise ValueError(
@@ -85,7 +99,7 @@ def refuse_pruner(search: Search, name: str) -> None:
         )
     if search.calculated:
         raise ValueError(f"--pruner {name}: a function says nothing before its end that could be pruned by")
-    if isinstance(pruner(name), WilcoxonPruner) and search.replicates < 2:
+    if isinstance(found, WilcoxonPruner) and search.replicates < 2:
         raise ValueError(
             f"--pruner {name} compares image by image what the first seeds of a trial came to, and spares it the "
             "others: --replicates 2 or more"
@@ -94,7 +108,7 @@ def refuse_pruner(search: Search, name: str) -> None:
 
 def pruner_note(search: Search, name: str) -> str:
     """What is worth knowing about pruning this search; "" if nothing is."""
-    chosen = pruner(name)
+    chosen = pruner(name, search.base)
     if isinstance(chosen, (NopPruner, WilcoxonPruner)) or search.objectives == ("clean",):
         return ""
     return (

@@ -43,7 +43,8 @@ def shown(url: str) -> str:
         return url
     from sqlalchemy.engine import make_url
 
-    return make_url(url).render_as_string(hide_password=True)
+    found = make_url(url)
+    return url if found.password is None else found.render_as_string(hide_password=True)
 
 
 def open_storage(url: str, write: bool = False) -> BaseStorage:

@@ -127,8 +127,7 @@ class LocalRuns(Runs):
         worker = next((one for one in self.pool if one.cell is None and one.process.poll() is None), None)
         if worker is None:
             for dead in [one for one in self.pool if one.process.poll() is not None]:
-                self.pool.remove(dead)
-                _close(dead)
+                self._part_with(dead)
             worker = Worker(self.queue, fewest(self.queue.gpus, [one.gpu for one in self.pool]))
             self.pool.append(worker)
         worker.give(cell, folder)
@@ -154,6 +153,7 @@ class LocalRuns(Runs):
             if code not in (DONE, TAKEN):
                 if code < 0:
                     bury(self.runs / cell.id, code)
+                self._part_with(worker)
                 return Look(name="lost", reason="its worker was killed", step=look.step)
         look, _ = self.stand(cells)
         if look.name == "waiting" and number not in self.begun:  # of a coordinator that is gone, and so is its worker
@@ -161,6 +161,12 @@ class LocalRuns(Runs):
         if look.name == "waiting":
             self.start(number, params)
         return look
+
+    def _part_with(self, worker: Worker) -> None:
+        """A worker that is dead, or that has stopped as it was asked and so takes nothing more, is none any more."""
+        self.pool.remove(worker)
+        worker.process.wait(120)
+        _close(worker)
 
     def stop(self, number: int, params: Mapping[str, Any]) -> bool:
         """Asks the run of a trial to checkpoint and stop; whether nothing of it runs any more."""
