@@ -219,6 +219,12 @@ def test_a_capsule_renders_without_torch(home, tmp_path, me):
     assert done.returncode == 0, done.stderr
     text = (folder / "reports" / NAME / "table.csv").read_text()
     assert all(row in text for row in ROWS)
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED, str(folder / "code"), "tables", "losses", "--runs", str(folder / "runs")],
+        cwd=folder / "code", env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (folder / "reports/tables/losses.tex").exists()
 
 
 def test_what_cannot_be_packed_is_refused_in_words(home):
