@@ -4,7 +4,7 @@ import pytest
 
 from analysis.paper.contents import tables
 from analysis.paper.result import column_id, row_id
-from analysis.published import results
+from analysis.published import published_gains, results
 from crm.cli.options import find_sweep
 from crm.conditions import condition
 
@@ -42,3 +42,9 @@ def test_published_numbers_are_of_a_column_and_have_a_source(name):
 def test_numbers_from_memory_are_not_there_and_percent_are_percent():
     assert {found.tag for found in results().values()} <= set("RAX")
     assert all(30 < found.miou < 100 for found in results().values())
+
+
+def test_every_published_gain_stands_below_a_table():
+    notes = [note for table in tables(False).values() for note in table.notes]
+    for one in published_gains().values():
+        assert sum(f"{one.gain:+.1f} over" in note and one.source in note for note in notes) == 1

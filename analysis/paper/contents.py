@@ -6,8 +6,9 @@ other papers are keys of analysis/published.csv.
 
 from collections.abc import Callable, Sequence
 
+from analysis.claims import CLAIMS
 from analysis.paper.spec import Column, Row, Table
-from analysis.published import results
+from analysis.published import published_gains, results
 from crm.conditions import MISSING, SUITES
 from crm.data.specs import DATASETS
 from crm.sweep import Sweep
@@ -55,8 +56,16 @@ def _rows(name: str, sweep: Sweep) -> list[Row]:
 
 def _of_sweep(name: str, sweep: Sweep, title: str, columns: Sequence[Column] = ROBUST, figure: str = "") -> Table:
     return Table(
-        name=name.removeprefix("ablation_"), title=title, columns=columns, rows=_rows(name, sweep), figure=figure
-    )
+        name=name.removeprefix("ablation_"), title=title, columns=columns, rows=_rows(name, sweep), figure=figure,
+        notes=_published_gains(name),
+    )  # fmt: skip
+
+
+def _published_gains(sweep: str) -> list[str]:
+    """What was published of a sweep's rows without the numbers that it is a difference of."""
+    known = published_gains()
+    found = [(claim, known[claim.name]) for claim in CLAIMS if claim.sweep == sweep and claim.name in known]
+    return [f"Published: “{one.subject}” {by.gain:+.1f} over “{one.reference}”; {by.source}." for one, by in found]
 
 
 def main(tiny: bool) -> Table:
