@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from crm.model.feed_forward import feed_forward
 from crm.model.sampling import Size, deformable_sample
 
 LEVELS = 3  # strides 32, 16, 8, in this order
@@ -95,7 +96,7 @@ class EncoderLayer(nn.Module):
         self, x: Float[Tensor, "b s c"], position: Float[Tensor, "s c"], sizes: tuple[Size, ...]
     ) -> Float[Tensor, "b s c"]:
         x = self.norm1(x + self.attention(x + position, x, sizes))
-        return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
+        return self.norm2(x + feed_forward(x, self.linear1, self.linear2, "relu"))
 
 
 class PixelDecoder(nn.Module):
