@@ -101,6 +101,12 @@ class Segmenter(nn.Module):
             if isinstance(part, (SwinBranch, PixelDecoder)):
                 part.recompute = on
 
+    def half_precision(self, on: bool) -> None:
+        """Whether the pixel decoder's products too are in half precision under autocast."""
+        for part in self.modules():
+            if isinstance(part, PixelDecoder):
+                part.follows_autocast = on
+
     def compile_parts(self) -> None:
         """Branches and head through torch.compile, one by one; matching and losses stay as they are."""
         for part in self.modules():
