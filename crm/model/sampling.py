@@ -2,15 +2,18 @@
 
 A sample is four rows of a table of all cells, so the sum over a head's samples is an embedding bag with a weight per
 row. Nothing as large as the samples themselves is ever made, forward or backward, and the backward pass keeps the
-inputs alone.
+inputs alone. On CUDA the kernels of `crm.model.sampling_kernel` do the same where they are faster, which is measured at
+the first call with maps of these sizes.
 
 b = batch, s = tokens of the levels together (t with a border around every level), m = heads, l = levels, p = samples
 of a head on a level, d = channels of a head
 """
 
-from collections.abc import Iterator, Sequence
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -220,6 +223,53 @@ def deformable_sample(
     Args:
         offsets: (x, y) from the token's centre, in cells of the level that is sampled.
     """
-    found = _gathered(value, offsets, weights, sizes)
+    compute = _kernel_of(value, offsets, weights, sizes) or _gathered
+    found = compute(value, offsets, weights, sizes)
     assert isinstance(found, Tensor)
     return found
+
+
+@torch.compiler.disable
+def _kernel_of(value: Tensor, offsets: Tensor, weights: Tensor, sizes: tuple[Size, ...]) -> Callable[..., Any] | None:
+    """The Triton kernel where it is to be used: on CUDA, in float32, where no bit need be the same at the next time."""
+    if value.device.type != "cuda" or value.dtype != torch.float32 or torch.are_deterministic_algorithms_enabled():
+        return None
+    return _faster_kernel(value.device, tuple(value.shape[1:]), weights.shape[4], sizes)
+
+
+@lru_cache(maxsize=64)
+def _faster_kernel(
+    device: torch.device, shape: tuple[int, int, int], points: int, sizes: tuple[Size, ...]
+) -> Callable[..., Any] | None:
+    """The kernel if it takes less time than the gather on this device for two images of these sizes."""
+    try:
+        from crm.model.sampling_kernel import KernelSamples  # noqa: PLC0415 - a GPU's builds of PyTorch alone have it
+    except ImportError:
+        return None
+    compute = torch.compiler.disable(KernelSamples.apply)
+    tokens, heads, _ = shape
+    with torch.inference_mode(False), torch.enable_grad():
+        draw = torch.Generator(device).manual_seed(0)
+        samples = (2, tokens, heads, len(sizes), points)
+        given = [
+            torch.randn(size, device=device, generator=draw, requires_grad=True)
+            for size in ((2, *shape), (*samples, 2), samples)
+        ]
+        try:
+            kernel, gather = (_seconds(one, given, sizes) for one in (compute, _gathered))
+        except Exception as error:
+            warnings.warn(f"deformable sampling without its kernel: {error}", stacklevel=2)
+            return None
+    return compute if kernel < gather else None
+
+
+def _seconds(compute: Callable[..., Any], given: Sequence[Tensor], sizes: tuple[Size, ...]) -> float:
+    """Of forward and backward pass, the best of three after one that compiles."""
+    found = []
+    for _ in range(4):
+        torch.cuda.synchronize(given[0].device)
+        began = time.perf_counter()
+        torch.autograd.grad(compute(*given, sizes).sum(), given)
+        torch.cuda.synchronize(given[0].device)
+        found.append(time.perf_counter() - began)
+    return min(found[1:])
