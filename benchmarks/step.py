@@ -1,15 +1,20 @@
 """What a training step and an evaluation cost, ours beside an as-released arrangement of the same network.
 
-    python -m benchmarks.step [--rounds 3] [--batch 2] [--precision fp32|bf16] [--recompute] [--json FILE]
+    python -m benchmarks.step [--rounds 2] [--minutes 8] [--batch 2] [--precision fp32|bf16|both] [--recompute]
+                              [--part step|evaluation|both] [--threads N] [--json FILE]
 
 The published Swin-T network with random weights on synthetic scenes: batch 2, 256 x 320 pixels, complementary masks 0.5
 of patch 32, 12,544 points; evaluation of one image of 480 x 640. Stochastic depth is off, so that losses can be
-compared. `benchmarks.released` is the other side, always in float32. Both run in one process in turns; the median
-counts. Processor seconds stand beside wall seconds: where others use the machine, those are the ones to compare.
-The ceiling is what one large matrix product achieves at the same moment.
+compared. `benchmarks.released` is the other side, always in float32. All sides run in one process in turns, with the
+same state of the optimiser; the median counts. Processor seconds stand beside wall seconds: where others use the
+machine, those are the ones to compare. What a turn has freed is given back before the next, so that the peak of
+resident memory is its own. No round begins that would end after --minutes, except the first.
+The ceiling is what one large matrix product of float32 achieves at the same moment.
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import sys
@@ -18,6 +23,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -37,7 +43,7 @@ from crm.model.backbone import SwinBranch
 from crm.model.pixel_decoder import PixelDecoder
 from crm.model.query_decoder import QueryDecoder
 from crm.model.segmenter import Segmenter, build_segmenter, semantic_scores
-from crm.objective import make_targets, objective
+from crm.objective import Targets, make_targets, objective
 from crm.optim import build_optimizer
 from crm.points import RandomPoints, ReleasedPoints
 from crm.provenance import PACKAGES, cpu
@@ -47,14 +53,16 @@ CONFIG = override(
     {"data.dataset": "synthetic", "data.train_images": 2, "model.init": "none", "model.drop_path": 0.0, "batch": 2,
      "masking.kind": "complementary", "loss.count_padding": True, "loss.count_ignored": True},
 )  # fmt: skip
+Side = Callable[["Clock", int], None]  # a turn on so many images
 PARTS = {SwinBranch: "backbones", PixelDecoder: "pixel decoder", QueryDecoder: "query decoder"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch", type=int, default=CONFIG.batch)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of our side")
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both", help="of our training step")
     parser.add_argument("--recompute", action="store_true", help="our side recomputes activations: less memory")
     parser.add_argument("--head-passes", choices=("batched", "streamed"), default="batched", help="of our side")
     parser.add_argument("--part", choices=("step", "evaluation", "both"), default="both")
@@ -63,14 +71,15 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     before = os.getloadavg()[0]
-    found = {
-        name: measured(given)
-        for name, measured in (("step", step), ("evaluation", evaluation))
-        if given.part in (name, "both")
-    }
+    given.until = time.monotonic() + 60 * given.minutes
+    found: dict[str, dict[str, Any]] = {}
+    if given.part in ("evaluation", "both"):  # the shorter one first
+        found |= evaluation(given)
+    if given.part in ("step", "both"):
+        found |= step(given)
     about = {
         "cpu": cpu(), "cores": cores(), "threads": given.threads, "precision": given.precision,
-        "recompute": given.recompute, "head_passes": given.head_passes, "rounds": given.rounds, "batch": given.batch,
+        "recompute": given.recompute, "head_passes": given.head_passes, "batch": given.batch,
         "load": [round(load, 1) for load in (before, os.getloadavg()[0])],
         "date": datetime.now(UTC).date().isoformat(), "versions": {name: _version(name) for name in PACKAGES},
     }  # fmt: skip
@@ -98,8 +107,9 @@ class Clock:
 
 
 def step(given: argparse.Namespace) -> dict[str, Any]:
-    """A training step of both, and whether their losses are the same."""
+    """A training step of all sides, and how far losses of one image at equal points are apart."""
     torch.manual_seed(0)
+    precisions = ("fp32", "bf16") if given.precision == "both" else (given.precision,)
     config = override(CONFIG, {"batch": given.batch})
     split = open_run_split(config.data, "train", None, None)
     batch = make_batch(config, split, 0)
@@ -108,33 +118,52 @@ def step(given: argparse.Namespace) -> dict[str, Any]:
     hidden = training_masks(config, (batch.image.shape[2], batch.image.shape[3]), 0)
     assert hidden is not None
     targets = make_targets(batch.label, split.spec.num_classes, split.spec.ignore_index, valid=batch.valid)
+
+    def given_to(images: int) -> tuple[Tensor, Tensor, Targets]:
+        return batch.image[:images], hidden[:images], targets.part(slice(0, images))
+
     with torch.no_grad():
         say("comparing losses")
-        points = ReleasedPoints(torch.Generator().manual_seed(0))
-        ours = objective(model, batch.image, hidden, targets, CONFIG.loss, points, machine.head_passes).terms
         draw = torch.Generator().manual_seed(0)
-        theirs = released.losses(model, batch.image, hidden, targets, CONFIG.loss, draw, lambda name: nullcontext())
-    apart = max(abs(ours[name].item() / value.item() - 1) for name, value in theirs.items())
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=given.precision == "bf16")
+        theirs = released.losses(model, *given_to(1), CONFIG.loss, draw, lambda name: nullcontext())
+        apart = {}
+        for precision in precisions:
+            with in_precision(model, precision):
+                points = ReleasedPoints(torch.Generator().manual_seed(0))
+                ours = objective(model, *given_to(1), CONFIG.loss, points, machine.head_passes).terms
+            apart[precision] = max(abs(ours[name].item() / value.item() - 1) for name, value in theirs.items())
 
-    def our_step(clock: Clock) -> None:
+    def our_step(precision: str, clock: Clock, images: int) -> None:
         model.recompute(given.recompute)
-        with parted(model, clock), clock.part("forward"), autocast:
+        with parted(model, clock), clock.part("forward"), in_precision(model, precision):
             points = RandomPoints(torch.Generator().manual_seed(0))
-            total = objective(model, batch.image, hidden, targets, CONFIG.loss, points, machine.head_passes).total
+            total = objective(model, *given_to(images), CONFIG.loss, points, machine.head_passes).total
         named = ("backbones", "pixel decoder", "query decoder")
         for times in (clock.wall, clock.cpu):
             times["matching and losses"] = times.pop("forward") - sum(times[name] for name in named)
         descend(model, total, our_optimizer, clock)
         model.recompute(False)
 
-    def their_step(clock: Clock) -> None:
+    def their_step(clock: Clock, images: int) -> None:
         draw = torch.Generator().manual_seed(0)
-        terms = released.losses(model, batch.image, hidden, targets, CONFIG.loss, draw, clock.part)
+        terms = released.losses(model, *given_to(images), CONFIG.loss, draw, clock.part)
         descend(model, torch.stack(list(terms.values())).sum(), their_optimizer, clock)
 
     our_optimizer, their_optimizer = build_optimizer(model, CONFIG.optim), released.optimizer(model, CONFIG.optim)
-    return {"losses_apart": apart} | in_turns({"ours": our_step, "released": their_step}, given)
+    their_optimizer.state = our_optimizer.state  # the same tensors in other groups
+    sides = {precision: partial(our_step, precision) for precision in precisions}
+    found = in_turns({**sides, "released": their_step}, given, given.batch)
+    names = {"fp32": "step", "bf16": "step_bf16"}
+    return {names[one]: {"losses_apart": apart[one]} | result for one, result in found.items()}
+
+
+@contextmanager
+def in_precision(model: Segmenter, precision: str) -> Iterator[None]:
+    """As `crm.step` computes in this precision."""
+    model.half_precision(precision == "bf16")
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        yield
+    model.half_precision(False)
 
 
 def descend(model: nn.Module, total: Tensor, optimizer: torch.optim.Optimizer, clock: Clock) -> None:
@@ -153,16 +182,17 @@ def evaluation(given: argparse.Namespace) -> dict[str, Any]:
     image = torch.randn(1, 4, 480, 640)
     found = {}
 
-    def ours(clock: Clock) -> None:
+    def ours(clock: Clock, images: int) -> None:
         with clock.part("all"), torch.inference_mode():
             found["ours"] = semantic_scores(model(image), (480, 640)).argmax(1)
 
-    def theirs(clock: Clock) -> None:
+    def theirs(clock: Clock, images: int) -> None:
         with clock.part("all"):
             found["released"] = released.predict(model, image)
 
-    result = in_turns({"ours": ours, "released": theirs}, given)
-    return {"pixels_changed": float((found["ours"] != found["released"]).double().mean())} | result
+    result = in_turns({"ours": ours, "released": theirs}, given, 1)["ours"]
+    changed = float((found["ours"] != found["released"]).double().mean())
+    return {"evaluation": {"pixels_changed": changed} | result}
 
 
 @contextmanager
@@ -192,49 +222,68 @@ def parted(model: Segmenter, clock: Clock) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------- measuring
 
 
-def in_turns(sides: dict[str, Callable[[Clock], None]], given: argparse.Namespace) -> dict[str, Any]:
-    """Medians of both sides after a turn that warms up and counts operations, and the ratios turn by turn."""
+def in_turns(sides: dict[str, Side], given: argparse.Namespace, batch: int) -> dict[str, dict[str, Any]]:
+    """For every side but "released", its medians and those of "released", and the ratios turn by turn.
+
+    The first turn of each, on one image, warms up and counts operations, which a batch has in proportion.
+    """
     operations = {}
     for name, side in sides.items():
         say(f"warming up: {name}")
         with FlopCounterMode(display=False) as counter:
-            side(Clock())
-        operations[name] = counter.get_total_flops()
+            side(Clock(), 1)
+        operations[name] = batch * counter.get_total_flops()
     turns: dict[str, list[Clock]] = {name: [] for name in sides}
     peaks = dict.fromkeys(sides, 0)
     products: list[float] = []
     for number in range(given.rounds):
         say(f"round {number + 1} of {given.rounds}")
+        began = time.monotonic()
         products.append(product_speed(torch.float32))
         for name, side in sides.items():
             forget_peak()
             turns[name].append(clock := Clock())
-            side(clock)
+            side(clock, batch)
             peaks[name] = max(peaks[name], peak())
+        now = time.monotonic()
+        if now + (now - began) > given.until:
+            break
     ceiling = median(products)
-    found: dict[str, Any] = {"ceiling_gflops": round(ceiling / 1e9, 1)}
-    for name, clocks in turns.items():
-        wall, processor = (
-            {part: round(median(times[part] for times in kind), 3) for part in kind[0]}
-            for kind in ([clock.wall for clock in clocks], [clock.cpu for clock in clocks])
-        )
-        seconds = median(sum(clock.wall.values()) for clock in clocks)
-        found[name] = {
-            "wall_seconds": round(seconds, 3),
-            "cpu_seconds": round(median(sum(clock.cpu.values()) for clock in clocks), 3),
-            "parts_wall": wall,
-            "parts_cpu": processor,
-            "peak_bytes": peaks[name],
-            "operations": operations[name],
-            "gflops": round(operations[name] / seconds / 1e9, 1),
-            "of_ceiling": round(operations[name] / seconds / ceiling, 3),
-        }
-    pairs = list(zip(turns["ours"], turns["released"], strict=True))
-    for kind in ("wall", "cpu"):
-        ratios = [sum(getattr(one, kind).values()) / sum(getattr(two, kind).values()) for one, two in pairs]
-        found[f"ratio_{kind}"] = round(median(ratios), 3)
-    found["ratio_memory"] = round(peaks["ours"] / peaks["released"], 3)
+    measured = {name: _one_side(clocks, peaks[name], operations[name], ceiling) for name, clocks in turns.items()}
+    found = {}
+    for name in sides:
+        if name != "released":
+            pairs = list(zip(turns[name], turns["released"], strict=True))
+            ratios = {
+                f"ratio_{kind}": round(
+                    median(sum(getattr(a, kind).values()) / sum(getattr(b, kind).values()) for a, b in pairs), 3
+                )
+                for kind in ("wall", "cpu")
+            }
+            found[name] = {
+                "rounds": len(pairs), "ceiling_gflops": round(ceiling / 1e9, 1),
+                "ours": measured[name], "released": measured["released"],
+                **ratios, "ratio_memory": round(peaks[name] / peaks["released"], 3),
+            }  # fmt: skip
     return found
+
+
+def _one_side(clocks: list[Clock], peak: int, operations: int, ceiling: float) -> dict[str, Any]:
+    wall, processor = (
+        {part: round(median(times[part] for times in kind), 3) for part in kind[0]}
+        for kind in ([clock.wall for clock in clocks], [clock.cpu for clock in clocks])
+    )
+    seconds = median(sum(clock.wall.values()) for clock in clocks)
+    return {
+        "wall_seconds": round(seconds, 3),
+        "cpu_seconds": round(median(sum(clock.cpu.values()) for clock in clocks), 3),
+        "parts_wall": wall,
+        "parts_cpu": processor,
+        "peak_bytes": peak,
+        "operations": operations,
+        "gflops": round(operations / seconds / 1e9, 1),
+        "of_ceiling": round(operations / seconds / ceiling, 3),
+    }
 
 
 def product_speed(kind: torch.dtype) -> float:
@@ -250,7 +299,9 @@ def product_speed(kind: torch.dtype) -> float:
 
 
 def forget_peak() -> None:
-    """Lets the peak of resident memory start anew (Linux)."""
+    """Gives back what is free and lets the peak of resident memory start anew (Linux, glibc)."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -262,7 +313,7 @@ def peak() -> int:
 
 def table(about: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
     loads = " to ".join(map(str, about["load"]))
-    how = f"{about['precision']}, {about['head_passes']}{', recomputing' if about['recompute'] else ''}"
+    how = f"{about['head_passes']}{', recomputing' if about['recompute'] else ''}"
     lines = [
         f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads, load {loads}; "
         f"batch {about['batch']}, ours {how}"
@@ -270,7 +321,7 @@ def table(about: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
     for name, result in found.items():
         same = (f"losses apart by {result['losses_apart']:.1e}" if "losses_apart" in result
                 else f"pixels that change class {result['pixels_changed']:.1e}")  # fmt: skip
-        lines += ["", f"{name}: {same}; ceiling {result['ceiling_gflops']:.0f} GFLOP/s",
+        lines += ["", f"{name}: {same}; rounds {result['rounds']}; ceiling {result['ceiling_gflops']:.0f} GFLOP/s",
                   f"{'':22}{'released s (cpu s)':>20}{'ours s (cpu s)':>20}{'ratio':>8}{'of cpu':>8}"]  # fmt: skip
         one, two = result["released"], result["ours"]
         for part in one["parts_wall"]:

@@ -12,7 +12,7 @@ from crm.names import chosen
 PRECISIONS = {
     "fp32": "everything in float32",
     "tf32": "matrix products of float32 with 10 bits of mantissa, on a GPU that has them",
-    "bf16": "autocast to bfloat16; pixel decoder, matching and losses stay in float32",
+    "bf16": "autocast to bfloat16; sampling, norms and residuals of the pixel decoder, matching and losses in float32",
 }
 
 

@@ -97,7 +97,7 @@ class _Shifted(NamedTuple):
         return cls(sets.to(device), of.to(device), shifts.to(device))
 
     def points(self, lines: slice) -> Float[Tensor, "n p 2"]:
-        return (self.sets[self.of[lines]] + self.shifts[lines, None]).frac_()
+        return self.sets.index_select(0, self.of[lines]).add_(self.shifts[lines, None]).frac_()
 
 
 @dataclass(frozen=True)

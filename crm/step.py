@@ -108,6 +108,7 @@ class Trainer:
         if self.machine.channels_last:
             self.model.to(memory_format=torch.channels_last)  # pyright: ignore - an overload that Module.to lacks
         self.model.recompute(self.machine.recompute)
+        self.model.half_precision(self.machine.precision == "bf16")
         if self.machine.compile:
             from torch._inductor import config as inductor  # noqa: PLC0415 - loads a compiler, which takes seconds
 

@@ -162,3 +162,20 @@ def test_masks_cached_in_evaluation_serve_in_training():
     with torch.inference_mode():
         model(image(96, 32))
     model(image(96, 32)).mask_logits.sum().backward()
+
+
+@torch.no_grad()
+def test_the_pixel_decoder_stays_in_float32_under_autocast_unless_it_is_told_otherwise():
+    model = tiny().eval()
+    maps = model.features(image()).fused
+    exact = model.pixel_decoder(maps)
+    found = {}
+    for half in (False, True):
+        model.half_precision(half)
+        with torch.autocast("cpu", torch.bfloat16):
+            found[half] = model.pixel_decoder(maps)
+    for (features, levels), equal in ((found[False], True), (found[True], False)):
+        for one, two in zip((features, *levels), (exact[0], *exact[1]), strict=True):
+            assert one.dtype == torch.float32
+            assert torch.equal(one, two) == equal
+            assert (one - two).norm() <= 0.01 * two.norm()  # bfloat16 has steps of 0.4 to 0.8 per cent

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from crm.model.feed_forward import feed_forward
+
 STAGES = 4
 PATCH = 4  # side of a token, pixels
 
@@ -115,6 +117,12 @@ class Block(SwinTransformerBlock):
         if shift:
             x = x.roll((shift, shift), (1, 2))
         return self.attn.proj(x[:, :h, :w])
+
+    def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
+        x = x + self.drop_path1(self._attn(self.norm1(x)))
+        fc1, fc2 = self.mlp.fc1, self.mlp.fc2
+        assert isinstance(fc1, nn.Linear) and isinstance(fc2, nn.Linear)
+        return x + self.drop_path2(feed_forward(self.norm2(x), fc1, fc2, "gelu"))
 
 
 class Stage(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from crm.model.feed_forward import feed_forward
 from crm.model.sampling import Size, deformable_sample
 
 LEVELS = 3  # strides 32, 16, 8, in this order
@@ -71,10 +72,11 @@ class DeformableAttention(nn.Module):
     def forward(
         self, query: Float[Tensor, "b s c"], source: Float[Tensor, "b s c"], sizes: tuple[Size, ...]
     ) -> Float[Tensor, "b s c"]:
-        value = self.value(source).unflatten(2, (self.heads, -1))
-        offsets = self.offsets(query).unflatten(2, (self.heads, LEVELS, POINTS, 2))
-        weights = self.weights(query).unflatten(2, (self.heads, LEVELS * POINTS)).softmax(dim=3)
-        weights = weights.unflatten(3, (LEVELS, POINTS))
+        value = at_least_float32(self.value(source)).unflatten(2, (self.heads, -1))
+        with torch.autocast(query.device.type, enabled=False):  # where to look, and how much it counts
+            offsets = self.offsets(query).unflatten(2, (self.heads, LEVELS, POINTS, 2))
+            weights = self.weights(query).unflatten(2, (self.heads, LEVELS * POINTS)).softmax(dim=3)
+            weights = weights.unflatten(3, (LEVELS, POINTS))
         return self.output(deformable_sample(value, offsets, weights, sizes).flatten(2))
 
 
@@ -95,11 +97,14 @@ class EncoderLayer(nn.Module):
         self, x: Float[Tensor, "b s c"], position: Float[Tensor, "s c"], sizes: tuple[Size, ...]
     ) -> Float[Tensor, "b s c"]:
         x = self.norm1(x + self.attention(x + position, x, sizes))
-        return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
+        return self.norm2(x + feed_forward(x, self.linear1, self.linear2, "relu"))
 
 
 class PixelDecoder(nn.Module):
-    """Pixel decoder of the released code; runs in float32 also under autocast.
+    """Pixel decoder of the released code, which runs in float32 also under autocast.
+
+    With `follows_autocast`, its convolutions and linear layers follow it. In float32 remain what decides where is
+    looked, that is offsets, weights and the sampling itself; and norms, residuals and results.
 
     Args:
         channels: of the four backbone maps, strides 4 to 32.
@@ -114,6 +119,7 @@ class PixelDecoder(nn.Module):
         )
         self.level_embed = nn.Parameter(torch.randn(LEVELS, width))
         self.recompute = False  # layers' activations in the backward pass, to save memory
+        self.follows_autocast = False
         self.layers = nn.ModuleList(EncoderLayer(width, heads, hidden) for _ in range(layers))
         self.lateral = nn.Sequential(nn.Conv2d(channels[0], width, 1, bias=False), nn.GroupNorm(GROUPS, width))
         self.smooth = nn.Sequential(
@@ -131,12 +137,21 @@ class PixelDecoder(nn.Module):
         self, maps: Sequence[Float[Tensor, "b _ _ _"]]
     ) -> tuple[Float[Tensor, "b c h w"], list[Float[Tensor, "b c _ _"]]]:
         """Mask features at stride 4, and the refined maps of strides 32, 16, 8."""
-        with torch.autocast(maps[0].device.type, enabled=False):
+        kind = maps[0].device.type
+        follows = self.follows_autocast and torch.is_autocast_enabled(kind)
+        with torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), enabled=follows):
             finest, *levels = (at_least_float32(level) for level in maps)
-            levels = [project(level) for project, level in zip(self.projections, reversed(levels), strict=True)]
+            levels = [
+                project[1](at_least_float32(project[0](level)))
+                for project, level in zip(self.projections, reversed(levels), strict=True)
+            ]
             refined = self._encode(levels)
             upsampled = F.interpolate(refined[-1], size=finest.shape[2:], mode="bilinear", align_corners=False)
-            return self.mask_features(self.smooth(self.lateral(finest) + upsampled)), refined
+            conv, norm = self.lateral
+            x = norm(at_least_float32(conv(finest))) + upsampled
+            conv, norm, relu = self.smooth
+            x = relu(norm(at_least_float32(conv(x))))
+            return at_least_float32(self.mask_features(x)), refined
 
     def _encode(self, levels: Sequence[Float[Tensor, "b c _ _"]]) -> list[Float[Tensor, "b c _ _"]]:
         sizes = tuple((level.shape[2], level.shape[3]) for level in levels)

@@ -2,15 +2,18 @@
 
 A sample is four rows of a table of all cells, so the sum over a head's samples is an embedding bag with a weight per
 row. Nothing as large as the samples themselves is ever made, forward or backward, and the backward pass keeps the
-inputs alone.
+inputs alone. On CUDA the kernels of `crm.model.sampling_kernel` do the same where they are faster, which is measured at
+the first call with maps of these sizes.
 
 b = batch, s = tokens of the levels together (t with a border around every level), m = heads, l = levels, p = samples
 of a head on a level, d = channels of a head
 """
 
-from collections.abc import Sequence
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -21,17 +24,22 @@ Size = tuple[int, int]  # height and width in cells
 
 
 class Grid(NamedTuple):
-    """Where the cells of all levels lie; a level's table has a border of one cell, which is zero."""
+    """Where the cells of all levels lie; a level's table has a border of one cell, which is zero.
 
-    centre: Float[Tensor, "s 1 l 1 2"]  # x and y of every token, in cells of the level that is sampled
-    limit: Float[Tensor, "l 1 2"]  # width and height of the levels
-    width: Float[Tensor, "l 1"]  # with the border
-    start: Float[Tensor, "l 1"]  # of the levels in the table, in rows of heads
+    Constants stand once per sample: operations on equal shapes take half the time of those that spread four values.
+    """
+
+    x: Float[Tensor, "s m l p"]  # centre of every token, in cells of the level that is sampled
+    y: Float[Tensor, "s m l p"]
+    width: Float[Tensor, "s m l p"]  # of the level
+    height: Float[Tensor, "s m l p"]
+    row: Float[Tensor, "s m l p"]  # of the level's first cell within the border, for this head
+    down: Int[Tensor, "s m l p"]  # from a cell's row in the table to that of the cell below
     tokens: int  # in the table
 
 
 @lru_cache(maxsize=64)
-def grid_of(sizes: tuple[Size, ...], device: torch.device, dtype: torch.dtype) -> Grid:
+def grid_of(sizes: tuple[Size, ...], heads: int, points: int, device: torch.device, dtype: torch.dtype) -> Grid:
     """The grid of these levels; token centres of each are at the same relative place in all others."""
     with torch.inference_mode(False):
         limit = torch.tensor([[width, height] for height, width in sizes], device=device, dtype=dtype)
@@ -39,10 +47,14 @@ def grid_of(sizes: tuple[Size, ...], device: torch.device, dtype: torch.dtype) -
         for height, width in sizes:
             y, x = ((torch.arange(side, device=device, dtype=dtype) + 0.5) / side for side in (height, width))
             relative.append(torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=2).flatten(0, 1))
-        centre = torch.cat(relative)[:, None] * limit - 0.5
+        x, y = (torch.cat(relative)[:, None] * limit - 0.5).unbind(2)
         tokens = [(height + 2) * (width + 2) for height, width in sizes]
         start = torch.tensor([0, *tokens[:-1]], device=device).cumsum(0).to(dtype)
-        return Grid(centre[:, None, :, None], limit[:, None], limit[:, :1] + 2, start[:, None], sum(tokens))
+        shape = (len(x), heads, len(sizes), points)
+        down = (limit[:, :1] + 2) * heads
+        first = start[:, None] * heads + down + heads + torch.arange(heads, device=device, dtype=dtype)[:, None, None]
+        parts = (x[:, None, :, None], y[:, None, :, None], limit[:, :1], limit[:, 1:], first, down.int())
+        return Grid(*(part.expand(shape).contiguous() for part in parts), sum(tokens))
 
 
 class _Samples(NamedTuple):
@@ -51,23 +63,30 @@ class _Samples(NamedTuple):
     first: Int[Tensor, "b s m l p"]
     x: Float[Tensor, "b s m l p"]
     y: Float[Tensor, "b s m l p"]
-    inside: Tensor  # b s m l p 2: not beyond the border, where nothing changes with the place
-    steps: Sequence[Int[Tensor, "l 1"]]  # from the upper left row to that of each corner
+    inside: tuple[
+        Tensor, Tensor
+    ]  # b s m l p of x and of y: not beyond the border, where nothing changes with the place
+    down: Int[Tensor, "s m l p"]
+
+    def corners(self) -> Iterator[Int[Tensor, "b s m l p"]]:
+        """The table's rows of upper left, upper right, lower left, lower right."""
+        heads = self.first.shape[2]
+        below = self.first + self.down
+        yield from (self.first, self.first + heads, below, below + heads)
 
 
 def _samples(offsets: Float[Tensor, "b s m l p 2"], grid: Grid) -> _Samples:
     b, _, heads = offsets.shape[:3]
-    moved = offsets + grid.centre
-    place = moved.clamp(grid.limit.new_tensor(-1.0), grid.limit)
-    corner = place.floor().minimum(grid.limit - 1)
-    x, y = (place - corner).unbind(-1)
-    left, top = corner.unbind(-1)
-    cell = torch.addcmul(left + (grid.start + grid.width + 1), top, grid.width).int()  # exact below 2^24 cells
-    of_image = torch.arange(b, device=cell.device, dtype=torch.int32)[:, None] * (grid.tokens * heads)
-    of_head = of_image + torch.arange(heads, device=cell.device, dtype=torch.int32)
-    right, down = heads, grid.width.int() * heads
-    steps = [torch.zeros_like(down), torch.full_like(down, right), down, down + right]
-    return _Samples((cell * heads).add_(of_head[:, None, :, None, None]), x, y, moved == place, steps)
+    found = []
+    for moved, last in ((offsets[..., 0] + grid.x, grid.width), (offsets[..., 1] + grid.y, grid.height)):
+        place = moved.clamp_min(-1).minimum(last)
+        corner = place.floor().minimum(last - 1)
+        found.append((corner, place.sub(corner), moved == place))
+    (left, x, inside_x), (top, y, inside_y) = found
+    row = torch.add(grid.row, left, alpha=heads).addcmul_(top, grid.down.to(top.dtype)).int()  # exact below 2^24 rows
+    if b > 1:
+        row += torch.arange(b, device=row.device, dtype=torch.int32)[:, None, None, None, None] * (grid.tokens * heads)
+    return _Samples(row, x, y, (inside_x, inside_y), grid.down)
 
 
 def _corner_weights(samples: _Samples) -> list[Tensor]:
@@ -101,31 +120,50 @@ class _WeightedGather(torch.autograd.Function):
     def forward(ctx, value: Tensor, offsets: Tensor, weights: Tensor, sizes: tuple[Size, ...]) -> Tensor:
         ctx.save_for_backward(value, offsets, weights)
         ctx.sizes = sizes
-        grid = grid_of(sizes, value.device, value.dtype)
-        samples, table = _samples(offsets, grid), _table(value, sizes, grid)
-        total = None
-        for step, share in zip(samples.steps, _corner_weights(samples), strict=True):
-            bag = _bag(table, samples.first + step, weights * share)
-            total = bag if total is None else total.add_(bag)
-        assert total is not None
-        return total.view_as(value)
+        return torch.cat([_forward(*part, sizes) for part in _parts(value, offsets, weights)])
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        value, offsets, weights = ctx.saved_tensors
-        grid = grid_of(ctx.sizes, value.device, value.dtype)
-        samples, table = _samples(offsets, grid), _table(value, ctx.sizes, grid)
-        grad = grad_outputs[0].reshape(-1, value.shape[3])
-        shares = _corner_weights(samples)
-        found = [_products(table, samples.first + step, grad).view_as(weights) for step in samples.steps]
-        of_weights = torch.zeros_like(weights)
-        for product, share in zip(found, shares, strict=True):
-            of_weights.addcmul_(product, share)
-        along_top, along_bottom = found[1] - found[0], found[3] - found[2]
-        down = torch.lerp(found[2] - found[0], found[3] - found[1], samples.x)
-        of_offsets = torch.stack([torch.lerp(along_top, along_bottom, samples.y), down], dim=-1)
-        of_offsets = of_offsets.mul_(weights[..., None]).mul_(samples.inside)
-        return _scattered(grad, samples, weights, shares, value.shape, ctx.sizes, grid), of_offsets, of_weights, None
+        found = [_backward(*part, ctx.sizes) for part in _parts(*ctx.saved_tensors, grad_outputs[0])]
+        of_value, of_offsets, of_weights = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return of_value, of_offsets, of_weights, None
+
+
+def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Image by image on a CPU, where what belongs to one fits into the cache; else all together."""
+    size = 1 if tensors[0].device.type == "cpu" else len(tensors[0])
+    yield from zip(*(one.split(size) for one in tensors), strict=True)
+
+
+def _forward(value: Tensor, offsets: Tensor, weights: Tensor, sizes: tuple[Size, ...]) -> Tensor:
+    grid = grid_of(sizes, value.shape[2], weights.shape[4], value.device, value.dtype)
+    samples, table = _samples(offsets, grid), _table(value, sizes, grid)
+    total = None
+    for rows, share in zip(samples.corners(), _corner_weights(samples), strict=True):
+        bag = _bag(table, rows, weights * share)
+        total = bag if total is None else total.add_(bag)
+    assert total is not None
+    return total.view_as(value)
+
+
+def _backward(
+    value: Tensor, offsets: Tensor, weights: Tensor, grad: Tensor, sizes: tuple[Size, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of value, offsets and weights."""
+    grid = grid_of(sizes, value.shape[2], weights.shape[4], value.device, value.dtype)
+    samples, table = _samples(offsets, grid), _table(value, sizes, grid)
+    grad = grad.reshape(-1, value.shape[3])
+    shares = _corner_weights(samples)
+    found = [_products(table, rows, grad).view_as(weights) for rows in samples.corners()]
+    of_weights = torch.zeros_like(weights)
+    for product, share in zip(found, shares, strict=True):
+        of_weights.addcmul_(product, share)
+    right = torch.lerp(found[1] - found[0], found[3] - found[2], samples.y)
+    down = torch.lerp(found[2] - found[0], found[3] - found[1], samples.x)
+    of_offsets = torch.stack(
+        [one.mul_(weights).mul_(inside) for one, inside in zip((right, down), samples.inside, strict=True)], dim=-1
+    )
+    return _scattered(grad, samples, weights, shares, value.shape, sizes, grid), of_offsets, of_weights
 
 
 def _bag(table: Tensor, rows: Tensor, weights: Tensor) -> Float[Tensor, "n d"]:
@@ -185,6 +223,53 @@ def deformable_sample(
     Args:
         offsets: (x, y) from the token's centre, in cells of the level that is sampled.
     """
-    found = _gathered(value, offsets, weights, sizes)
+    compute = _kernel_of(value, offsets, weights, sizes) or _gathered
+    found = compute(value, offsets, weights, sizes)
     assert isinstance(found, Tensor)
     return found
+
+
+@torch.compiler.disable
+def _kernel_of(value: Tensor, offsets: Tensor, weights: Tensor, sizes: tuple[Size, ...]) -> Callable[..., Any] | None:
+    """The Triton kernel where it is to be used: on CUDA, in float32, where no bit need be the same at the next time."""
+    if value.device.type != "cuda" or value.dtype != torch.float32 or torch.are_deterministic_algorithms_enabled():
+        return None
+    return _faster_kernel(value.device, tuple(value.shape[1:]), weights.shape[4], sizes)
+
+
+@lru_cache(maxsize=64)
+def _faster_kernel(
+    device: torch.device, shape: tuple[int, int, int], points: int, sizes: tuple[Size, ...]
+) -> Callable[..., Any] | None:
+    """The kernel if it takes less time than the gather on this device for two images of these sizes."""
+    try:
+        from crm.model.sampling_kernel import KernelSamples  # noqa: PLC0415 - a GPU's builds of PyTorch alone have it
+    except ImportError:
+        return None
+    compute = torch.compiler.disable(KernelSamples.apply)
+    tokens, heads, _ = shape
+    with torch.inference_mode(False), torch.enable_grad():
+        draw = torch.Generator(device).manual_seed(0)
+        samples = (2, tokens, heads, len(sizes), points)
+        given = [
+            torch.randn(size, device=device, generator=draw, requires_grad=True)
+            for size in ((2, *shape), (*samples, 2), samples)
+        ]
+        try:
+            kernel, gather = (_seconds(one, given, sizes) for one in (compute, _gathered))
+        except Exception as error:
+            warnings.warn(f"deformable sampling without its kernel: {error}", stacklevel=2)
+            return None
+    return compute if kernel < gather else None
+
+
+def _seconds(compute: Callable[..., Any], given: Sequence[Tensor], sizes: tuple[Size, ...]) -> float:
+    """Of forward and backward pass, the best of three after one that compiles."""
+    found = []
+    for _ in range(4):
+        torch.cuda.synchronize(given[0].device)
+        began = time.perf_counter()
+        torch.autograd.grad(compute(*given, sizes).sum(), given)
+        torch.cuda.synchronize(given[0].device)
+        found.append(time.perf_counter() - began)
+    return min(found[1:])

@@ -27,6 +27,8 @@ Hidden = Bool[Tensor, "b 2 h w"]
 Maps = list[Float[Tensor, "b _ _ _"]]  # strides 4, 8, 16, 32
 Modality = Literal["rgb", "thermal"]
 
+QUERIES = 8  # whose masks are there in the image's size at once
+
 
 class Features(NamedTuple):
     fused: Maps
@@ -100,6 +102,12 @@ class Segmenter(nn.Module):
         for part in self.modules():
             if isinstance(part, (SwinBranch, PixelDecoder)):
                 part.recompute = on
+
+    def half_precision(self, on: bool) -> None:
+        """Whether the pixel decoder's products too are in half precision under autocast."""
+        for part in self.modules():
+            if isinstance(part, PixelDecoder):
+                part.follows_autocast = on
 
     def compile_parts(self) -> None:
         """Branches and head through torch.compile, one by one; matching and losses stay as they are."""
@@ -181,12 +189,16 @@ class Segmenter(nn.Module):
 def semantic_scores(prediction: Prediction, size: tuple[int, int]) -> Float[Tensor, "b k H W"]:
     """Score of every class at every pixel of the padded image of `size` (released code); not normalised.
 
-    Sum over the last output's queries of class probability times mask probability, "no object" left out.
+    Sum over the last output's queries of class probability times mask probability, "no object" left out. A few queries
+    at a time: masks of the image's size are the largest tensors of an evaluation.
     """
     class_logits, mask_logits = (at_least_float32(logits[-1]) for logits in prediction)
-    masks = F.interpolate(mask_logits, size=size, mode="bilinear", align_corners=False)
-    probability = class_logits.softmax(dim=2)[..., :-1]
-    return torch.einsum("bqk,bqhw->bkhw", probability, masks.sigmoid())
+    probability = class_logits.softmax(dim=2)[..., :-1].mT
+    scores = probability.new_zeros(*probability.shape[:2], size[0] * size[1])
+    for some, logits in zip(probability.split(QUERIES, dim=2), mask_logits.split(QUERIES, dim=1), strict=True):
+        masks = F.interpolate(logits, size=size, mode="bilinear", align_corners=False).sigmoid_()
+        scores = scores.baddbmm_(some, masks.flatten(2))
+    return scores.unflatten(2, size)
 
 
 # ---------------------------------------------------------------------------------------------- controls
