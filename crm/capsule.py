@@ -46,6 +46,7 @@ On any machine, without torch and without a GPU:
 {unpack}
     python -m venv .venv && .venv/bin/pip install numpy pandas scipy matplotlib seaborn jinja2 markupsafe pillow \\
         psutil rich typer
+    PYTHONPATH={code} CRM_HOME=. .venv/bin/python -m crm tables --runs runs
     PYTHONPATH={code} CRM_HOME=. .venv/bin/python -m crm report SWEEP --runs runs
 
 environment/constraints.txt has the versions that were tested; `pip install -c environment/constraints.txt` takes them.
