@@ -103,3 +103,12 @@ def test_what_a_table_lacks_is_trained_and_evaluated_and_then_it_is_final(tmp_pa
         path.stem for path in (tmp_path / "runs" / CELLS["all stages/0"].id / "evals/last").glob("*.npz")
     )
     assert evaluations == sorted(one.name for one in (CLEAN_TEST, *MISSING))  # and not the sweep's whole suite
+
+
+def test_a_cell_of_a_table_is_asked_why(home):
+    done = crm(home, "why", "sharing@tiny:last two/clean", "--json")
+    found = json.loads(done.stdout)
+    assert [one["run"] for one in found["runs"]] == [CELLS[f"last two/{seed}"].id for seed in (0, 1)]
+    assert [list(one["evaluations"]) for one in found["runs"]] == [["last/test"]] * 2
+    done = crm(home, "why", "sharing@tiny:last twoo/clean")
+    assert done.returncode == 2 and "Did you mean 'last two'" in done.stderr

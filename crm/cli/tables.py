@@ -103,6 +103,20 @@ def built_tables(names: Sequence[str] | None, small: bool, runs: Path, check: bo
     return build_all(asked, runs, "tiny" if small else "", home() / "cache" / "statistics", check)
 
 
+def items_of_cell(name: str, small: bool, runs: Path, address: str) -> list[tuple[Path, Any, str, Any]]:
+    """Of each run behind ROW/COLUMN of a table: its folder, its cell, the checkpoint and the conditions that count."""
+    from analysis.paper import ledger
+    from analysis.paper.wanted import Sweeps, wanted
+
+    built = built_tables([name], small, runs)[0]
+    found = ledger.find(built, address.strip())
+    want = wanted(built.table, Sweeps(built.form))[found.row, found.column]
+    begun = [one for one in want.cells if (runs / one.id / "config.json").exists()]
+    if not begun:
+        raise ValueError(f"{name}:{address} rests on no run yet: it is {ledger.told(found)}")
+    return [(runs / one.id, one, want.selection, [] if want.on(one) else want.conditions) for one in begun]
+
+
 def status_of_tables(name: str, small: bool, runs: Path, json: bool) -> None:
     """What `crm status --table` prints."""
     from analysis.paper import ledger

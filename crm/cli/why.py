@@ -5,6 +5,7 @@ Exit codes of why: 0 fresh, 1 stale.
 
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +24,10 @@ from crm.records import read_config, read_json
 from crm.stale import TRAINING, Reason, Stale, evaluations_stale, stale
 from crm.sweep import Cell, only
 
-Target = Annotated[str, typer.Argument(help="A run id or its first digits, SWEEP:ROW, SWEEP:ROW/SEED, or a sweep.")]
+Target = Annotated[
+    str,
+    typer.Argument(help="A run id or its first digits, a sweep, SWEEP:ROW/SEED, or TABLE[@tiny]:ROW/COLUMN."),
+]
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ def explain(items: Sequence[Item], data: Path | None = None, weights: Path | Non
 def items_of(runs: Path, target: str) -> list[Item]:
     """The runs that a target means, each with all the evaluations it has."""
     name, colon, pattern = target.partition(":")
+    if colon and (cell := _of_table(runs, name, pattern)) is not None:
+        return cell
     if colon or name.partition("@")[0] in options.modules("sweeps"):
         name, _, cells, _ = cells_of(name, None, "", "", "", False, runs)
         wanted = only(cells, [pattern] if colon else None)
@@ -89,6 +95,24 @@ def items_of(runs: Path, target: str) -> list[Item]:
         items += [Item(folder, cell, selection, conditions) for selection, conditions in there.items()]
         items += [Item(folder, cell, "last", [])] * (not there)
     return items
+
+
+def _of_table(runs: Path, name: str, address: str) -> list[Item] | None:
+    """The runs and evaluations behind a cell of one of the paper's tables; None for what is no table.
+
+    Some tables have the name of a sweep: ROW/SEED of it is meant where there is such a row.
+    """
+    from analysis.paper.contents import tables
+    from crm.cli.tables import items_of_cell
+
+    table, _, form = name.partition("@")
+    if table not in tables(False) or form not in ("", "tiny"):
+        return None
+    if table in options.modules("sweeps"):
+        with suppress(ValueError):
+            only(cells_of(name, None, "", "", "", False, runs)[2], [address])
+            return None
+    return [Item(*one) for one in items_of_cell(table, form == "tiny", runs, address)]
 
 
 def cell_of(folder: Path) -> Cell:
