@@ -24,13 +24,15 @@ class Cache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._contents: dict[Path, str] = {}  # of this process: a row is compared with several others
+        self._contents: dict[tuple[Path, int, int], str] = {}  # a row is compared with several others
 
     def content(self, path: Path) -> str:
         """Hash of the names, classes and per-image matrices of an evaluation; opens it once."""
-        if path not in self._contents:
-            self._contents[path] = self._content(path)
-        return self._contents[path]
+        now = path.stat()
+        key = (path, now.st_mtime_ns, now.st_ino)
+        if key not in self._contents:
+            self._contents[key] = self._content(path)
+        return self._contents[key]
 
     def _content(self, path: Path) -> str:
         now = path.stat()

@@ -84,6 +84,7 @@ def _samples(offsets: Float[Tensor, "b s m l p 2"], grid: Grid) -> _Samples:
         found.append((corner, place.sub(corner), moved == place))
     (left, x, inside_x), (top, y, inside_y) = found
     row = torch.add(grid.row, left, alpha=heads).addcmul_(top, grid.down.to(top.dtype)).int()  # exact below 2^24 rows
+    row.clamp_(min=0)  # of nan, which is to reach the loss and be told there
     if b > 1:
         row += torch.arange(b, device=row.device, dtype=torch.int32)[:, None, None, None, None] * (grid.tokens * heads)
     return _Samples(row, x, y, (inside_x, inside_y), grid.down)
