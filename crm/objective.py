@@ -37,7 +37,8 @@ from crm.points import (
 )
 
 # mask values read at points at once, without gradient: bounds memory, not the result. On a CPU they stay in its cache.
-CHUNK = {"cpu": 2**21, "cuda": 2**24}
+CHUNK = 2**24
+CHUNK_ON_CPU = 2**21
 
 CLEAN = ("fused", "rgb", "thermal")  # passes on the clean input; also names of weights in config.Loss, as the next
 MASKED = ("masked", "rgb_masked", "thermal_masked")  # the same three on the masked input
@@ -430,6 +431,10 @@ def set_losses(
     return SetLosses(classes, masks, dice, costs, pairs)
 
 
+def _chunk(values: Tensor) -> int:
+    return CHUNK_ON_CPU if values.device.type == "cpu" else CHUNK
+
+
 @torch.no_grad()
 def _costs(
     class_logits: Float[Tensor, "r q k"],
@@ -447,7 +452,7 @@ def _costs(
     table = torch.tensor([[*classes, *[0] * (most - len(classes))] for classes in present], dtype=torch.long)
     table = table.view(rows, most).to(class_logits.device)
     weights = (loss.class_weight, loss.mask_weight, loss.dice_weight)
-    size = max(1, CHUNK.get(mask_logits.device.type, 2**24) // (queries * loss.points))
+    size = max(1, _chunk(mask_logits) // (queries * loss.points))
     costs = []
     for start in range(0, rows, size):
         part = slice(start, min(start + size, rows))
@@ -472,7 +477,7 @@ def _loss_points(
 
     The `kept` candidates with the smallest absolute logit, and all extra points.
     """
-    size = max(1, CHUNK.get(matched.device.type, 2**24) // max(candidates, 1))
+    size = max(1, _chunk(matched) // max(candidates, 1))
     where, inside, weights = [], [], []
     for start in range(0, max(len(matched), 1), size):
         part = slice(start, min(start + size, len(matched)))

@@ -102,16 +102,16 @@ def _of_table(runs: Path, name: str, address: str) -> list[Item] | None:
 
     Some tables have the name of a sweep: ROW/SEED of it is meant where there is such a row.
     """
-    from analysis.paper.contents import tables
-    from crm.cli.tables import items_of_cell
-
     table, _, form = name.partition("@")
-    if table not in tables(False) or form not in ("", "tiny"):
-        return None
     if table in options.modules("sweeps"):
         with suppress(ValueError):
             only(cells_of(name, None, "", "", "", False, runs)[2], [address])
             return None
+    from analysis.paper.contents import tables
+    from crm.cli.tables import items_of_cell
+
+    if table not in tables(False) or form not in ("", "tiny"):
+        return None
     return [Item(*one) for one in items_of_cell(table, form == "tiny", runs, address)]
 
 

@@ -63,9 +63,7 @@ class _Samples(NamedTuple):
     first: Int[Tensor, "b s m l p"]
     x: Float[Tensor, "b s m l p"]
     y: Float[Tensor, "b s m l p"]
-    inside: tuple[
-        Tensor, Tensor
-    ]  # b s m l p of x and of y: not beyond the border, where nothing changes with the place
+    inside: tuple[Tensor, Tensor]  # b s m l p, of x and y: not beyond the border, where the place changes nothing
     down: Int[Tensor, "s m l p"]
 
     def corners(self) -> Iterator[Int[Tensor, "b s m l p"]]:

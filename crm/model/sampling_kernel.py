@@ -28,6 +28,20 @@ def _axis(moved, last):
 
 
 @triton.jit
+def _level(levels, level):
+    """First token, height and width of a level."""
+    return tl.load(levels + 3 * level), tl.load(levels + 3 * level + 1), tl.load(levels + 3 * level + 2)
+
+
+@triton.jit
+def _sample(offsets, weights, centre_x, centre_y, sample, constant, live):
+    """Where a sample is, x and y in cells of its level, and its weight."""
+    moved_x = tl.load(offsets + 2 * sample, live, 0.0) + tl.load(centre_x + constant, live, 0.0)
+    moved_y = tl.load(offsets + 2 * sample + 1, live, 0.0) + tl.load(centre_y + constant, live, 0.0)
+    return moved_x, moved_y, tl.load(weights + sample, live, 0.0)
+
+
+@triton.jit
 def _cells(value, image, head, x, y, start, width, height, channel, live, tokens, heads, channels):
     """Where the channels of a cell stand, and which of them are there."""
     there = live & (x >= 0) & (x < width) & (y >= 0) & (y < height)
@@ -46,15 +60,11 @@ def _forward(
     channel = tl.arange(0, WIDE)
     total = tl.zeros((ROWS, WIDE), tl.float32)
     for level in range(LEVELS):
-        start = tl.load(levels + 3 * level)
-        height = tl.load(levels + 3 * level + 1)
-        width = tl.load(levels + 3 * level + 2)
+        start, height, width = _level(levels, level)
         for point in range(POINTS):
-            sample = row * (LEVELS * POINTS) + level * POINTS + point
-            constant = place * (LEVELS * POINTS) + level * POINTS + point
-            moved_x = tl.load(offsets + 2 * sample, live, 0.0) + tl.load(centre_x + constant, live, 0.0)
-            moved_y = tl.load(offsets + 2 * sample + 1, live, 0.0) + tl.load(centre_y + constant, live, 0.0)
-            weight = tl.load(weights + sample, live, 0.0)
+            number = level * POINTS + point
+            sample, constant = row * (LEVELS * POINTS) + number, place * (LEVELS * POINTS) + number
+            moved_x, moved_y, weight = _sample(offsets, weights, centre_x, centre_y, sample, constant, live)
             left, x, _ = _axis(moved_x, width)
             top, y, _ = _axis(moved_y, height)
             for corner in tl.static_range(4):  # pyright: ignore - compiled, never iterated
@@ -80,15 +90,11 @@ def _backward(
     ours = live[:, None] & (channel < channels)[None, :]
     fell = tl.load(grad + row[:, None] * channels + channel[None, :], ours, 0.0)
     for level in range(LEVELS):
-        start = tl.load(levels + 3 * level)
-        height = tl.load(levels + 3 * level + 1)
-        width = tl.load(levels + 3 * level + 2)
+        start, height, width = _level(levels, level)
         for point in range(POINTS):
-            sample = row * (LEVELS * POINTS) + level * POINTS + point
-            constant = place * (LEVELS * POINTS) + level * POINTS + point
-            moved_x = tl.load(offsets + 2 * sample, live, 0.0) + tl.load(centre_x + constant, live, 0.0)
-            moved_y = tl.load(offsets + 2 * sample + 1, live, 0.0) + tl.load(centre_y + constant, live, 0.0)
-            weight = tl.load(weights + sample, live, 0.0)
+            number = level * POINTS + point
+            sample, constant = row * (LEVELS * POINTS) + number, place * (LEVELS * POINTS) + number
+            moved_x, moved_y, weight = _sample(offsets, weights, centre_x, centre_y, sample, constant, live)
             left, x, inside_x = _axis(moved_x, width)
             top, y, inside_y = _axis(moved_y, height)
             of_weight = tl.zeros((ROWS,), tl.float32)
