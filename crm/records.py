@@ -351,11 +351,12 @@ def _set_aside(folder: Path, holder: Mapping[str, Any]) -> bool:
             os.close(os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
             break
         except FileExistsError:
-            if time.time() - marker.stat().st_mtime < TAKEOVER:
-                return False
+            try:
+                if time.time() - marker.stat().st_mtime < TAKEOVER:
+                    return False
+            except FileNotFoundError:
+                continue  # it went away just now
             turn += 1  # whoever made it has died over it
-        except FileNotFoundError:
-            continue  # it went away just now
     try:
         retire(folder, holder["token"])
     finally:
