@@ -135,19 +135,23 @@ def step(given: argparse.Namespace) -> dict[str, Any]:
 
     def our_step(precision: str, clock: Clock, images: int) -> None:
         model.recompute(given.recompute)
-        with parted(model, clock), clock.part("forward"), in_precision(model, precision):
+        with parted(model, clock), clock.part("whole"), in_precision(model, precision):
             points = RandomPoints(torch.Generator().manual_seed(0))
-            total = objective(model, *given_to(images), CONFIG.loss, points, machine.head_passes).total
+            objective(model, *given_to(images), CONFIG.loss, points, machine.head_passes, backward=True)
         named = ("backbones", "pixel decoder", "query decoder")
         for times in (clock.wall, clock.cpu):
-            times["matching and losses"] = times.pop("forward") - sum(times[name] for name in named)
-        descend(model, total, our_optimizer, clock)
+            backward = times.pop("backward")  # stands after what comes before it
+            times["matching and losses"] = times.pop("whole") - backward - sum(times[name] for name in named)
+            times["backward"] = backward
+        descend(model, our_optimizer, clock)
         model.recompute(False)
 
     def their_step(clock: Clock, images: int) -> None:
         draw = torch.Generator().manual_seed(0)
         terms = released.losses(model, *given_to(images), CONFIG.loss, draw, clock.part)
-        descend(model, torch.stack(list(terms.values())).sum(), their_optimizer, clock)
+        with clock.part("backward"):
+            torch.stack(list(terms.values())).sum().backward()
+        descend(model, their_optimizer, clock)
 
     our_optimizer, their_optimizer = build_optimizer(model, CONFIG.optim), released.optimizer(model, CONFIG.optim)
     their_optimizer.state = our_optimizer.state  # the same tensors in other groups
@@ -166,9 +170,7 @@ def in_precision(model: Segmenter, precision: str) -> Iterator[None]:
     model.half_precision(False)
 
 
-def descend(model: nn.Module, total: Tensor, optimizer: torch.optim.Optimizer, clock: Clock) -> None:
-    with clock.part("backward"):
-        total.backward()
+def descend(model: nn.Module, optimizer: torch.optim.Optimizer, clock: Clock) -> None:
     with clock.part("optimiser"):
         nn.utils.clip_grad_norm_(model.parameters(), CONFIG.optim.clip)
         optimizer.step()
@@ -197,7 +199,7 @@ def evaluation(given: argparse.Namespace) -> dict[str, Any]:
 
 @contextmanager
 def parted(model: Segmenter, clock: Clock) -> Iterator[None]:
-    """Inside, the forward passes of the network's parts are timed."""
+    """Inside, the forward passes of the network's parts are timed, and all backward passes."""
     began: list[tuple[float, float]] = []
 
     def before(module: nn.Module, args: Any) -> None:
@@ -212,9 +214,17 @@ def parted(model: Segmenter, clock: Clock) -> Iterator[None]:
     parts = [part for part in model.modules() if type(part) in PARTS]
     hooks = [hook for part in parts for hook in (part.register_forward_pre_hook(before),
                                                  part.register_forward_hook(after))]  # fmt: skip
+    plain = torch.autograd.backward
+
+    def timed(*args: Any, **options: Any) -> None:
+        with clock.part("backward"):
+            plain(*args, **options)
+
+    torch.autograd.backward = timed
     try:
         yield
     finally:
+        torch.autograd.backward = plain
         for hook in hooks:
             hook.remove()
 

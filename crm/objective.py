@@ -134,6 +134,16 @@ class Losses:
     def total(self) -> Float[Tensor, ""]:
         return torch.stack(list(self.terms.values())).sum()
 
+    def add(self, other: "Losses") -> None:
+        """Adds those of other passes; a term may be of several."""
+        for mine, theirs in ((self.terms, other.terms), (self.details, other.details)):
+            mine.update({name: mine[name] + value if name in mine else value for name, value in theirs.items()})
+
+    def in_order(self) -> "Losses":
+        """The same with its terms in the order of config.TERMS, then those of a fusion."""
+        place = {name: i for i, name in enumerate(config.TERMS)}
+        return replace(self, terms=dict(sorted(self.terms.items(), key=lambda term: place.get(term[0], len(place)))))
+
 
 @dataclass(frozen=True)
 class SetLosses:
@@ -159,6 +169,7 @@ def objective(
     fill: str = "token",
     teacher: Segmenter | None = None,
     factors: Mapping[str, float] | None = None,
+    backward: bool = False,
 ) -> Losses:
     """The total loss as coded by the authors, with the configured weights; terms of weight 0 cost nothing.
 
@@ -181,6 +192,9 @@ def objective(
         teacher: the network that `loss.teacher` "ema" and "eval" ask in evaluation mode; None is `model`.
         factors: by pass, on what it adds to the loss, 1 where there is none; a pass of factor 0 is not computed
             (`crm.passes`).
+        backward: adds the gradients of the total to those of the parameters; the losses then have none. With "streamed"
+            the backward pass of every path through the head follows its forward pass, so that the intermediate results
+            of one of them are held at a time.
     """
     part = part or Part(0, tuple(map(len, targets.classes)))
     if hidden is None and view is None and any(getattr(loss, name) for name in (*MASKED, *STUDENTS)):
@@ -193,45 +207,24 @@ def objective(
     needed = {name: is_supervised for name, is_supervised in needed_passes(loss).items() if factor[name]}
     distilled = {name for term, names in STUDENTS.items() if getattr(loss, term) for name in names if factor[name]}
     taught = {"fused"} if distilled and loss.teacher == "train" else set()
-    distilled_maps = bool(distilled) and "mask_logits" in form.needs
     second = _second(image, hidden, view, fill)
     # before the passes of the step, which move the running statistics
     wanted = _asked(teacher or model, image, form) if distilled and not taught else None
+    batched = head_passes == "batched"
     with drawn_for(part.first, len(image), len(part.counts)):
-        maps = _maps(model, image, second, {*needed, *distilled, *taught}, together=head_passes == "batched")
-    order = sorted(needed, key=lambda name: not needed[name])  # supervised ones first, else as listed
-    logits: dict[str, Tensor] = {}
-    masks: dict[str, Tensor] = {}
-    supervised: dict[str, dict[str, Tensor]] = {}
-    for group in [order] if head_passes == "batched" else [[name] for name in order]:
-        names = [name for name in group if needed[name]]
-        with_masks = group if distilled_maps else names
-        together = [torch.cat(level) for level in zip(*(maps[name] for name in group), strict=True)]
-        prediction = model.head(together, deep=bool(names), with_masks=len(with_masks) * len(image))
-        logits |= zip(group, at_least_float32(prediction.class_logits[-1]).chunk(len(group)), strict=True)
-        if distilled_maps:
-            masks |= zip(group, prediction.mask_logits[-1].chunk(len(group)), strict=True)
-        with torch.autocast(image.device.type, enabled=False):
-            for found, these in _by_labels(prediction, names, targets, part, view):
-                losses = set_losses(found, these.names, these.targets, loss, points, these.part)
-                supervised |= _by_pass(losses, these.names, loss)
-    said = {name: Output(logits.get(name), masks.get(name), maps[name]) for name in maps}
-    share = len(image) / len(part.counts)
-    losses = _supervision(supervised, loss, factor)
-    with torch.autocast(image.device.type, enabled=False):
-        if distilled:
-            wanted = wanted or said["fused"]
-            counted = _counted(targets) if distilled_maps and not loss.count_padding else None
-            for term, students in STUDENTS.items():
-                if weight := getattr(loss, term):
-                    apart = [
-                        factor[name] * distance(loss.distillation, wanted, said[name], counted, loss.temperature)
-                        for name in students
-                        if factor[name]
-                    ]
-                    losses.terms[term] = share * weight * torch.stack(apart).sum()
-        _of_fusion(losses, model, maps, share, len(part.counts))
-    return losses
+        whole = _maps(model, image, second, {*needed, *distilled, *taught}, together=batched or backward)
+    maps = {name: _cut(levels) for name, levels in whole.items()} if backward else whole
+    passes = _Passes(model, maps, needed, distilled, wanted, targets, loss, points, part, view, factor)
+    # supervised ones first where masks are asked of the first ones; else the teacher before its students
+    order = sorted(needed, key=lambda name: not needed[name]) if batched else list(needed)
+    order += [name for name in (*CLEAN, *MASKED) if name in taught | distilled and name not in needed]
+    losses = Losses({}, {})
+    for group in [order] if batched else [[name] for name in order]:
+        losses.add(_descended(passes.losses(group), backward))
+    losses.add(_descended(passes.of_fusion(), backward))
+    if backward:
+        _descend_maps(whole, maps)
+    return losses.in_order()
 
 
 def needed_passes(loss: config.Loss) -> dict[str, bool]:
@@ -249,6 +242,111 @@ def needed_passes(loss: config.Loss) -> dict[str, bool]:
         for term, students in STUDENTS.items():
             distilled |= {*students, *(["fused"] if loss.teacher == "train" else [])} if getattr(loss, term) else set()
     return {name: weight > 0 for name, weight in supervised.items() if weight or name in distilled}
+
+
+@dataclass
+class _Passes:
+    """The passes of one step, and what their losses rest on."""
+
+    model: Segmenter
+    maps: dict[str, Maps]
+    needed: dict[str, bool]  # through the head, and whether it is supervised
+    distilled: set[str]
+    teacher: Output | None  # None until the pass that is it
+    targets: Targets
+    loss: config.Loss
+    points: PointSource
+    part: Part
+    view: View | None
+    factor: Mapping[str, float]
+
+    def losses(self, names: Sequence[str]) -> Losses:
+        """What these passes, computed together, add to the losses; supervised ones first, the teacher among them or
+        among those before."""
+        images = len(self.maps[names[0]][0])
+        device = self.maps[names[0]][0].device.type
+        form = DISTILLATIONS[self.loss.distillation]
+        asked = [name for name in names if name in self.needed]
+        supervised = [name for name in asked if self.needed[name]]
+        said = {name: Output(maps=self.maps[name]) for name in names}
+        losses = Losses({}, {})
+        if asked:
+            compared = self.distilled and "mask_logits" in form.needs
+            with_masks = asked if compared else supervised
+            together = [torch.cat(level) for level in zip(*(self.maps[name] for name in asked), strict=True)]
+            prediction = self.model.head(together, deep=bool(supervised), with_masks=len(with_masks) * images)
+            classes = at_least_float32(prediction.class_logits[-1]).split(images)
+            masks = prediction.mask_logits[-1].split(images) if compared else [None] * len(asked)
+            said |= {name: Output(classes[i], masks[i], self.maps[name]) for i, name in enumerate(asked)}
+            with torch.autocast(device, enabled=False):
+                for found, these in _by_labels(prediction, supervised, self.targets, self.part, self.view):
+                    of_set = set_losses(found, these.names, these.targets, self.loss, self.points, these.part)
+                    losses.add(_supervision(of_set, these.names, self.loss, self.factor))
+        self.teacher = self.teacher or said.get("fused")
+        with torch.autocast(device, enabled=False):
+            losses.terms.update(self._distillation(said))
+        return losses
+
+    def _distillation(self, said: Mapping[str, Output]) -> dict[str, Tensor]:
+        """The distilled terms of the students among these passes."""
+        loss, terms = self.loss, {}
+        counted = None if loss.count_padding else _counted(self.targets)
+        for term, names in STUDENTS.items():
+            students = [name for name in names if getattr(loss, term) and name in self.distilled and name in said]
+            if students:
+                assert self.teacher is not None
+                apart = [
+                    self.factor[name] * distance(loss.distillation, self.teacher, said[name], counted, loss.temperature)
+                    for name in students
+                ]
+                terms[term] = self._share * getattr(loss, term) * torch.stack(apart).sum()
+        return terms
+
+    @property
+    def _share(self) -> float:
+        """Of these images in the whole batch."""
+        return len(self.targets.classes) / len(self.part.counts)
+
+    def of_fusion(self) -> Losses:
+        """What the fusion adds to the loss on both fused passes, and what it tells about the clean one."""
+        losses = Losses({}, {})
+        pairs = {"fused": ("rgb", "thermal"), "masked": ("rgb_masked", "thermal_masked")}
+        found = [
+            self.model.penalty(self.maps[rgb], self.maps[thermal])
+            for name, (rgb, thermal) in pairs.items()
+            if name in self.maps
+        ]
+        if penalties := [value for value in found if value is not None]:
+            losses.terms["sparsity"] = torch.stack(penalties).sum() / len(self.part.counts)
+        if "fused" in self.maps:
+            told = self.model.reliance(self.maps["rgb"], self.maps["thermal"])
+            losses.details.update({name: self._share * value for name, value in told.items()})
+        return losses
+
+
+def _cut(maps: Maps) -> Maps:
+    """The same values, whose gradients stop here and are kept."""
+    return [level.detach().requires_grad_(level.requires_grad) for level in maps]
+
+
+def _descended(losses: Losses, backward: bool) -> Losses:
+    """The same losses; with `backward` their gradients are added, and they have none any more."""
+    if not backward:
+        return losses
+    if losses.terms:
+        total = losses.total
+        with torch.autocast(total.device.type, enabled=False):
+            total.backward()
+    return Losses({name: value.detach() for name, value in losses.terms.items()}, losses.details)
+
+
+def _descend_maps(maps: Mapping[str, Maps], cut: Mapping[str, Maps]) -> None:
+    """The backward pass from where the gradients were kept."""
+    pairs = [pair for name in maps for pair in zip(maps[name], cut[name], strict=True)]
+    kept = [(level, leaf.grad) for level, leaf in pairs if level.requires_grad and leaf.grad is not None]
+    if kept:
+        with torch.autocast(kept[0][0].device.type, enabled=False):
+            torch.autograd.backward(*zip(*kept, strict=True))
 
 
 class _Second(NamedTuple):
@@ -344,32 +442,18 @@ def _counted(targets: Targets) -> Counted | None:
     return targets.labels[:, 1:-1:TOKEN, 1:-1:TOKEN] != PADDED if targets.padded else None
 
 
-def _of_fusion(losses: Losses, model: Segmenter, maps: dict[str, Maps], share: float, whole: int) -> None:
-    """Adds what the fusion adds to the loss on both fused passes, and what it tells about the clean one."""
-    pairs = {"fused": ("rgb", "thermal"), "masked": ("rgb_masked", "thermal_masked")}
-    found = [model.penalty(maps[rgb], maps[thermal]) for name, (rgb, thermal) in pairs.items() if name in maps]
-    if penalties := [value for value in found if value is not None]:
-        losses.terms["sparsity"] = torch.stack(penalties).sum() / whole
-    if "fused" in maps:
-        told = model.reliance(maps["rgb"], maps["thermal"])
-        losses.details.update({name: share * value for name, value in told.items()})
-
-
-def _by_pass(losses: SetLosses, names: Sequence[str], loss: config.Loss) -> dict[str, dict[str, Tensor]]:
-    """Class, mask and dice loss of every pass, weighted and summed over the decoder outputs."""
+def _supervision(
+    found: SetLosses, names: Sequence[str], loss: config.Loss, factor: Mapping[str, float]
+) -> Losses:
+    """The supervised terms of these passes, summed over the decoder outputs, and their parts."""
     parts = {
-        "class": loss.class_weight * losses.classes.sum(1),
-        "mask": loss.mask_weight * losses.masks.sum(1),
-        "dice": loss.dice_weight * losses.dice.sum(1),
+        "class": loss.class_weight * found.classes.sum(1),
+        "mask": loss.mask_weight * found.masks.sum(1),
+        "dice": loss.dice_weight * found.dice.sum(1),
     }
-    return {name: {part: value[i] for part, value in parts.items()} for i, name in enumerate(names)}
-
-
-def _supervision(supervised: dict[str, dict[str, Tensor]], loss: config.Loss, factor: Mapping[str, float]) -> Losses:
-    """The supervised terms of every pass, and their parts."""
     losses = Losses({}, {})
-    for name, parts in supervised.items():
-        weighted = {part: factor[name] * getattr(loss, name) * value for part, value in parts.items()}
+    for i, name in enumerate(names):
+        weighted = {part: factor[name] * getattr(loss, name) * value[i] for part, value in parts.items()}
         losses.terms[name] = torch.stack(list(weighted.values())).sum()
         losses.details.update({f"{name}/{part}": value.detach() for part, value in weighted.items()})
     return losses

@@ -210,12 +210,12 @@ class Trainer:
                     fill=self.config.masking.fill,
                     teacher=self.evaluated if self.config.loss.teacher == "ema" else None,
                     factors=drawn_passes(self.config.loss.passes, seed, number),
+                    backward=True,
                 )
         except FloatingPointError as error:  # the matching meets nan before the loss does
             self.check()  # maybe a step before this one has spoilt the weights
             raise RunFailed(f"step {number}: {error}") from error
-        losses.total.backward()
-        return {name: value.detach() for name, value in (losses.terms | losses.details).items()}
+        return losses.terms | losses.details
 
     def _autocast(self) -> torch.autocast:
         kind = self.machine.device.partition(":")[0]
