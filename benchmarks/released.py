@@ -20,10 +20,11 @@ from torch.optim import AdamW
 
 from crm.config import Loss, Optim
 from crm.model import pixel_decoder
-from crm.model.backbone import Block, shift_mask
+from crm.model.backbone import Block
 from crm.model.pixel_decoder import LEVELS, sine_positions
 from crm.model.query_decoder import Attention, Prediction, QueryDecoder
 from crm.model.segmenter import Features, Maps, Segmenter
+from crm.model.window_attention import shift_mask
 from crm.objective import Targets
 from crm.optim import build_optimizer
 

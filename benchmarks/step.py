@@ -37,9 +37,9 @@ from benchmarks import released
 from crm.config import Config, override
 from crm.data.dataset import open_run_split
 from crm.data.loader import make_batch
-from crm.machine import Machine, cores
+from crm.machine import HEAD_PASSES, Machine, cores
 from crm.masking import training_masks
-from crm.model.backbone import SwinBranch
+from crm.model.backbone import PATCH, SwinBranch
 from crm.model.pixel_decoder import PixelDecoder
 from crm.model.query_decoder import QueryDecoder
 from crm.model.segmenter import Segmenter, build_segmenter, semantic_scores
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both", help="of our training step")
     parser.add_argument("--recompute", action="store_true", help="our side recomputes activations: less memory")
-    parser.add_argument("--head-passes", choices=("batched", "streamed"), default="batched", help="of our side")
+    parser.add_argument("--head-passes", choices=HEAD_PASSES, default="auto", help="of our side")
     parser.add_argument("--part", choices=("step", "evaluation", "both"), default="both")
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -115,6 +115,8 @@ def step(given: argparse.Namespace) -> dict[str, Any]:
     batch = make_batch(config, split, 0)
     model = build_segmenter(CONFIG.model, split.spec.num_classes).train()
     machine = Machine(runs=Path(), head_passes=given.head_passes)
+    tokens = batch.image.shape[2] * batch.image.shape[3] // PATCH**2
+    how = machine.passes_through_head(given.batch, tokens, config.model.width)
     hidden = training_masks(config, (batch.image.shape[2], batch.image.shape[3]), 0)
     assert hidden is not None
     targets = make_targets(batch.label, split.spec.num_classes, split.spec.ignore_index, valid=batch.valid)
@@ -130,14 +132,14 @@ def step(given: argparse.Namespace) -> dict[str, Any]:
         for precision in precisions:
             with in_precision(model, precision):
                 points = ReleasedPoints(torch.Generator().manual_seed(0))
-                ours = objective(model, *given_to(1), CONFIG.loss, points, machine.head_passes).terms
+                ours = objective(model, *given_to(1), CONFIG.loss, points, how).terms
             apart[precision] = max(abs(ours[name].item() / value.item() - 1) for name, value in theirs.items())
 
     def our_step(precision: str, clock: Clock, images: int) -> None:
         model.recompute(given.recompute)
         with parted(model, clock), clock.part("whole"), in_precision(model, precision):
             points = RandomPoints(torch.Generator().manual_seed(0))
-            objective(model, *given_to(images), CONFIG.loss, points, machine.head_passes, backward=True)
+            objective(model, *given_to(images), CONFIG.loss, points, how, backward=True)
         named = ("backbones", "pixel decoder", "query decoder")
         for times in (clock.wall, clock.cpu):
             backward = times.pop("backward")  # stands after what comes before it

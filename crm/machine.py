@@ -15,6 +15,14 @@ PRECISIONS = {
     "bf16": "autocast to bfloat16; sampling, norms and residuals of the pixel decoder, matching and losses in float32",
 }
 
+# how the up to six paths of a step go through the head; equal to rounding
+HEAD_PASSES = {
+    "batched": "all together: fewer calls, which a GPU and small networks like",
+    "streamed": "one after another, each with its backward pass: the memory of one, which a CPU likes",
+    "auto": "streamed on a CPU, if a map of all paths together does not fit into its cache; else batched",
+}
+CACHE = 2**24  # bytes
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
@@ -27,7 +35,7 @@ class Machine:
     processes: int = 1  # that share every batch of one run
     precision: str = "fp32"  # a key of PRECISIONS, of training; evaluation is always in float32
     micro_batch: int = 0  # images of one process computed at once; 0 is all of them. BatchNorm sees these alone
-    head_passes: str = "batched"  # or "streamed": one after another, less memory, equal to rounding
+    head_passes: str = "auto"  # a key of HEAD_PASSES
     recompute: bool = False  # activations are computed again in the backward pass: less memory, the same result
     channels_last: bool = False  # memory layout of convolutions
     compile: bool = False  # branches and head through torch.compile; needs a C++ compiler
@@ -37,13 +45,20 @@ class Machine:
 
     def __post_init__(self) -> None:
         chosen("precision", self.precision, PRECISIONS)
-        chosen("head_passes", self.head_passes, dict.fromkeys(("batched", "streamed")))
+        chosen("head_passes", self.head_passes, HEAD_PASSES)
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise ValueError(f"device must be cpu, cuda or cuda:N, not {self.device!r}")
         if min(self.threads, self.processes, self.checkpoint_every, self.log_every) < 1:
             raise ValueError("threads, processes, checkpoint_every and log_every must be at least 1")
         if min(self.micro_batch, self.loader_workers) < 0:
             raise ValueError("micro_batch and loader_workers must not be negative")
+
+    def passes_through_head(self, images: int, tokens: int, width: int) -> str:
+        """ "batched" or "streamed", for maps of so many tokens of stride 4 and so many channels."""
+        if self.head_passes != "auto":
+            return self.head_passes
+        largest = 6 * images * tokens * width * 4
+        return "streamed" if self.device == "cpu" and largest > CACHE else "batched"
 
     def numerics(self) -> dict[str, Any]:
         """What bit identity depends on; recorded by a run's first attempt and used by all later ones."""

@@ -343,10 +343,10 @@ def _descended(losses: Losses, backward: bool) -> Losses:
 def _descend_maps(maps: Mapping[str, Maps], cut: Mapping[str, Maps]) -> None:
     """The backward pass from where the gradients were kept."""
     pairs = [pair for name in maps for pair in zip(maps[name], cut[name], strict=True)]
-    kept = [(level, leaf.grad) for level, leaf in pairs if level.requires_grad and leaf.grad is not None]
+    kept = {level: leaf.grad for level, leaf in pairs if level.requires_grad and leaf.grad is not None}
     if kept:
-        with torch.autocast(kept[0][0].device.type, enabled=False):
-            torch.autograd.backward(*zip(*kept, strict=True))
+        with torch.autocast(next(iter(kept)).device.type, enabled=False):
+            torch.autograd.backward(list(kept), list(kept.values()))
 
 
 class _Second(NamedTuple):
@@ -442,9 +442,7 @@ def _counted(targets: Targets) -> Counted | None:
     return targets.labels[:, 1:-1:TOKEN, 1:-1:TOKEN] != PADDED if targets.padded else None
 
 
-def _supervision(
-    found: SetLosses, names: Sequence[str], loss: config.Loss, factor: Mapping[str, float]
-) -> Losses:
+def _supervision(found: SetLosses, names: Sequence[str], loss: config.Loss, factor: Mapping[str, float]) -> Losses:
     """The supervised terms of these passes, summed over the decoder outputs, and their parts."""
     parts = {
         "class": loss.class_weight * found.classes.sum(1),
@@ -473,7 +471,7 @@ def set_losses(
     """
     part = part or Part(0, tuple(map(len, targets.classes)))
     passes, images, outputs = len(names), len(targets.classes), len(prediction.class_logits)
-    mask_logits = at_least_float32(prediction.mask_logits[:, : passes * images].transpose(0, 1).flatten(0, 1))
+    mask_logits = prediction.mask_logits[:, : passes * images].transpose(0, 1).flatten(0, 1)
     class_logits = at_least_float32(prediction.class_logits[:, : passes * images].transpose(0, 1).flatten(0, 1))
     queries, device = class_logits.shape[1], class_logits.device
     kept = int(loss.importance * loss.points)
@@ -502,7 +500,7 @@ def set_losses(
     logits, target = (rows.unflatten(0, by_output).transpose(1, 2) for rows in (class_logits, target))
     everything = class_weights(sum(plan.whole), queries * len(plan.whole), loss.no_object)
     classes = class_loss(logits, target, loss.no_object, everything if len(plan.whole) > images else None)
-    matched = mask_logits.flatten(0, 1)[pairs.row * queries + pairs.query]
+    matched = at_least_float32(mask_logits.flatten(0, 1)[pairs.row * queries + pairs.query])
     with torch.no_grad():
         where, inside, weight = _loss_points(matched, pairs, targets, image_of, skip, draw, plan.candidates, kept)
     values = sample_maps(matched[:, None], where)[:, 0]
@@ -540,9 +538,10 @@ def _costs(
     costs = []
     for start in range(0, rows, size):
         part = slice(start, min(start + size, rows))
-        where = draw.match(part).to(mask_logits.dtype)
+        masks = at_least_float32(mask_logits[part])
+        where = draw.match(part).to(masks.dtype)
         corners = label_corners(targets.labels, image_of[part], where)
-        values = sample_maps(mask_logits[part], where)
+        values = sample_maps(masks, where)
         costs.append(matching_costs(class_logits[part], values, corners, table[part], skip, weights))
     return torch.cat(costs)
 

@@ -25,7 +25,7 @@ from crm.data.transforms import Batch
 from crm.faults import strikes
 from crm.machine import Machine
 from crm.masking import training_masks
-from crm.model.backbone import drawn_for
+from crm.model.backbone import PATCH, drawn_for
 from crm.model.segmenter import Segmenter, build_segmenter
 from crm.objective import Part, Targets, View, make_targets, objective
 from crm.optim import build_optimizer, rate
@@ -204,7 +204,7 @@ class Trainer:
                     targets,
                     self.config.loss,
                     points,
-                    self.machine.head_passes,
+                    self._head_passes(image),
                     part,
                     view=view,
                     fill=self.config.masking.fill,
@@ -216,6 +216,12 @@ class Trainer:
             self.check()  # maybe a step before this one has spoilt the weights
             raise RunFailed(f"step {number}: {error}") from error
         return losses.terms | losses.details
+
+    def _head_passes(self, image: Tensor) -> str:
+        if self.machine.head_passes == "auto" and self.config.model.inputs == "late":
+            return "batched"  # how many queries an image has there depends on what else is in the batch
+        tokens = image.shape[2] * image.shape[3] // PATCH**2
+        return self.machine.passes_through_head(len(image), tokens, self.config.model.width)
 
     def _autocast(self) -> torch.autocast:
         kind = self.machine.device.partition(":")[0]

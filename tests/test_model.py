@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from crm.config import Model
-from crm.model.backbone import shift_mask
 from crm.model.fusion import FUSIONS
-from crm.model.query_decoder import attention_mask
+from crm.model.query_decoder import attention_mask, mask_product
 from crm.model.sampling import deformable_sample
 from crm.model.segmenter import Segmenter, build_segmenter, semantic_scores
+from crm.model.window_attention import shift_mask
 
 TINY = {
     "embed": 8,
@@ -140,6 +140,21 @@ def test_a_query_whose_mask_is_empty_looks_everywhere():
     allowed = attention_mask(torch.tensor([[[1.0]]]), features)
     assert allowed.flatten().tolist() == [True, False]
     assert attention_mask(torch.tensor([[[1.0]]]), -features.abs()).all()
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_masks_without_a_gradient_are_left_out_of_the_product_and_change_nothing(kind):
+    torch.manual_seed(0)
+    embed = torch.randn(2, 7, 5, dtype=kind, requires_grad=True)
+    features = torch.randn(2, 5, 11, dtype=kind, requires_grad=True)
+    ours, theirs = mask_product(embed, features), embed @ features
+    assert torch.equal(ours, theirs)
+    grad = torch.randn(2, 7, 11, dtype=kind)
+    grad[0, [0, 3]] = 0
+    grad[1] = 0
+    given = (embed, features)
+    for one, two in zip(torch.autograd.grad(ours, given, grad), torch.autograd.grad(theirs, given, grad), strict=True):
+        torch.testing.assert_close(one, two)
 
 
 def test_deformable_sampling_without_offsets_reads_the_own_cell():

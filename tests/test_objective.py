@@ -279,6 +279,50 @@ def test_every_form_and_teacher_gives_both_terms_batched_as_streamed(name, teach
     assert all(parameter.grad is None for parameter in average.parameters())
 
 
+@pytest.mark.parametrize("head_passes", ["batched", "streamed"])
+@pytest.mark.parametrize(
+    ("changes", "network"),
+    [
+        ({}, {}),
+        ({"loss": OFF | {"complementary": 1.0}}, {}),  # the teacher has no supervision, and neither has the student
+        ({"distillation": "pixel_kl", "teacher": "eval"}, {}),
+        ({"distillation": "feature_mse", "loss": OFF | {"masked": 1.0, "non_local": 1.0}}, {}),
+        ({}, {"fusion": "token_exchange", "sparsity": 0.1}),  # a fusion that adds a term of its own
+        ({}, {"inputs": "early"}),  # whose maps have no gradient
+        ({"loss": OFF | {"fused": 1.0, "masked": 1.0}}, {"inputs": "late"}),
+    ],
+)
+def test_a_backward_pass_of_each_path_adds_up_to_that_of_the_total(head_passes, changes, network):
+    changes = dict(changes)
+    loss = replace(LOSS, **changes.pop("loss", {}), **changes)
+    found = []
+    for backward in (False, True):
+        model = tiny(**network).double()
+        losses = run(model, loss, head_passes=head_passes if backward else "batched", backward=backward)
+        assert losses.total.requires_grad is not backward
+        if not backward:
+            losses.total.backward()
+        found.append((losses, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+    (whole, wanted), (ours, gradients) = found
+    assert list(ours.terms) == list(whole.terms) and ours.details.keys() == whole.details.keys()
+    for name, value in {**whole.terms, **whole.details}.items():
+        torch.testing.assert_close({**ours.terms, **ours.details}[name], value.detach(), rtol=1e-9, atol=1e-12)
+    assert gradients.keys() == wanted.keys()
+    for name, gradient in wanted.items():  # by norm: rounding flips the sign of some L1 terms
+        assert (gradients[name] - gradient).norm() <= 2e-2 * gradient.norm() + 1e-4, name
+
+
+def test_gradients_are_added_to_those_that_are_there():
+    model = tiny()
+    run(model, head_passes="streamed", backward=True)
+    once = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.load_state_dict(tiny().state_dict())
+    run(model, head_passes="streamed", backward=True)
+    for name, parameter in model.named_parameters():
+        if name in once:
+            torch.testing.assert_close(parameter.grad, 2 * once[name], rtol=1e-3, atol=1e-5)
+
+
 def test_the_temperature_reaches_both_distilled_terms():
     at = {}
     for temperature in (1.0, 3.0):

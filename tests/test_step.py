@@ -240,3 +240,14 @@ def test_a_loss_that_is_not_finite_names_step_and_terms():
     made = trainer(override(CONFIG, {"loss.complementary": 1e39}))
     with pytest.raises(RunFailed, match=r"loss is not finite at step 0: fused .* complementary inf"):
         taken(made, 1)
+
+
+def test_paths_go_through_the_head_one_by_one_where_a_cpu_cannot_hold_them_together():
+    published = {"images": 2, "tokens": 64 * 80, "width": 256}
+    small = {"images": 8, "tokens": 16 * 24, "width": 32}
+    how = {}
+    for device in ("cpu", "cuda"):
+        machine = Machine(runs=Path(), device=device)
+        how[device] = [machine.passes_through_head(**maps) for maps in (published, small)]
+    assert how == {"cpu": ["streamed", "batched"], "cuda": ["batched", "batched"]}
+    assert Machine(runs=Path(), head_passes="batched").passes_through_head(**published) == "batched"

@@ -1,12 +1,11 @@
 """One Swin branch: four normalised maps, strides 4 to 32, from the image of one modality.
 
-b = batch, h w = height and width in tokens (H W in pixels), c = channels, n = tokens of a window, i = input channels
+b = batch, h w = height and width in tokens (H W in pixels), c = channels, i = input channels
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,32 +16,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from crm.model.feed_forward import feed_forward
+from crm.model.window_attention import Windows, window_attention
 
 STAGES = 4
 PATCH = 4  # side of a token, pixels
-
-
-@lru_cache(maxsize=64)
-def shift_mask(
-    height: int, width: int, window: int, shift: int, device: torch.device
-) -> Float[Tensor, "windows 1 n n"]:
-    """-inf between tokens of one window that the cyclic shift brought together, else 0; sizes are the padded ones.
-
-    The released code has -100. That leaves weights of 1e-44, which change nothing but are denormal numbers: matrix
-    products with them take twenty times as long on a CPU.
-    """
-    with torch.inference_mode(False):  # a cached inference tensor could not be used in training later
-        rows, columns = (_band(side, window, shift, device) for side in (height, width))
-        band = 3 * rows[:, None] + columns
-        band = band.view(height // window, window, width // window, window).transpose(1, 2).reshape(-1, window**2)
-        apart = band[:, None, :, None] != band[:, None, None, :]
-        return torch.zeros(apart.shape, device=device).masked_fill(apart, -torch.inf)
-
-
-def _band(side: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """Which of three bands a row or column of the shifted map belongs to."""
-    place = torch.arange(side, device=device)
-    return (place >= side - window).long() + (place >= side - shift).long()
 
 
 _drawn: ContextVar[tuple[int, int, int] | None] = ContextVar("_drawn", default=None)
@@ -97,26 +74,10 @@ class Block(SwinTransformerBlock):
         self.drop_path1 = self.drop_path2 = StochasticDepth(drop_path)
 
     def _attn(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
-        b, h, w, _ = x.shape
-        heads, window, shift = self.attn.num_heads, self.window_size[0], self.shift_size[0]
-        qkv = F.linear(x, self.attn.qkv.weight)
-        qkv = F.pad(qkv, (0, 0, 0, -w % window, 0, -h % window))
-        height, width = qkv.shape[1:3]
-        if shift:
-            qkv = qkv.roll((-shift, -shift), (1, 2))
-        qkv = qkv.view(b, height // window, window, width // window, window, 3, heads, -1)
-        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6).flatten(2, 3)
-        q, k, v = qkv + self.attn.qkv.bias.view(3, 1, 1, heads, 1, -1)  # b windows heads n d
-        scores = (q * self.attn.scale) @ k.mT
         bias = F.embedding(self.attn.relative_position_index, self.attn.relative_position_bias_table).permute(2, 0, 1)
-        if shift:
-            bias = bias + shift_mask(height, width, window, shift, x.device)
-        x = (scores + bias).softmax(dim=4).to(v.dtype) @ v
-        x = x.view(b, height // window, width // window, heads, window, window, -1)
-        x = x.permute(0, 1, 4, 2, 5, 3, 6).reshape(b, height, width, -1)
-        if shift:
-            x = x.roll((shift, shift), (1, 2))
-        return self.attn.proj(x[:, :h, :w])
+        windows = Windows(self.window_size[0], self.shift_size[0])
+        qkv = F.linear(x, self.attn.qkv.weight)
+        return self.attn.proj(window_attention(qkv, self.attn.qkv.bias, bias, windows))
 
     def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
         x = x + self.drop_path1(self._attn(self.norm1(x)))

@@ -4,7 +4,7 @@ b = batch, q = queries, c = width, n = tokens of a level, k = classes + "no obje
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -84,6 +84,38 @@ def attention_mask(embed: Float[Tensor, "b q c"], features: Float[Tensor, "b c n
     return (inside | ~inside.any(dim=2, keepdim=True))[:, None]
 
 
+class _MaskProduct(torch.autograd.Function):
+    """Of all masks the loss looks at those that have a class: the gradient of the others is 0, and is left out."""
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu")
+    def forward(ctx: Any, embed: Tensor, features: Tensor) -> Tensor:
+        masks = embed @ features
+        ctx.save_for_backward(embed.to(masks.dtype), features.to(masks.dtype))
+        ctx.kinds = embed.dtype, features.dtype
+        return masks
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        embed, features = ctx.saved_tensors
+        of_embed, of_features = torch.zeros_like(embed), torch.empty_like(features)
+        for image, grad in enumerate(grad_outputs[0]):
+            used = grad.any(dim=1).nonzero()[:, 0]
+            of_embed[image, used] = grad[used] @ features[image].T
+            torch.mm(embed[image, used].T, grad[used], out=of_features[image])
+        return of_embed.to(ctx.kinds[0]), of_features.to(ctx.kinds[1])
+
+
+def mask_product(embed: Float[Tensor, "b q c"], features: Float[Tensor, "b c n"]) -> Float[Tensor, "b q n"]:
+    """`embed @ features`; on a CPU, where that costs no waiting, the gradient of few masks costs as little."""
+    if embed.device.type != "cpu" or torch.compiler.is_compiling():
+        return embed @ features
+    found = _MaskProduct.apply(embed, features)
+    assert isinstance(found, Tensor)
+    return found
+
+
 class QueryDecoder(nn.Module):
     """Query decoder of the released code. Layer i looks at level i mod 3 (strides 32, 16, 8).
 
@@ -129,7 +161,7 @@ class QueryDecoder(nn.Module):
             embeds.append(self.mask_embed(outputs[-1]))
         kept = slice(None) if deep else slice(-1, None)
         embed = torch.stack(embeds[kept], dim=1)[:with_masks]
-        masks = embed.flatten(1, 2) @ features[:with_masks].flatten(2)
+        masks = mask_product(embed.flatten(1, 2), features[:with_masks].flatten(2))
         masks = masks.view(*embed.shape[:3], *features.shape[2:])
         return Prediction(self.class_embed(torch.stack(outputs[kept])), masks.transpose(0, 1))
 
