@@ -132,7 +132,7 @@ def test_the_number_of_processes_is_recorded_and_must_stay(runs):
     assert "begun with 2 processes; start it with as many, not 1" in said[0]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_signal_to_either_process_stops_both_at_the_same_step(rank, tmp_path):
     stopped(tmp_path, rank, {"steps": 60, "val_every": 0})
 

@@ -115,6 +115,7 @@ def test_the_report_is_written_from_what_is_finished(undisturbed):
     assert page.stat().st_size > 50_000
 
 
+@pytest.mark.slow
 def test_the_demo_runs_on_real_frames(real_data, tmp_path):
     sets = [*TINY_SETS, "--set", "steps=2", "--set", "val_every=2"]
     done = crm(

@@ -28,6 +28,7 @@ def compared(kernel, device: str, spread: float, sizes=SIZES) -> None:
         torch.testing.assert_close(one.double(), three, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_interpreted_kernels_equal_the_gather():
     """In a process of its own: Triton decides at its import whether it interprets."""
     code = (
