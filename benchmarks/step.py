@@ -7,8 +7,9 @@ The published Swin-T network with random weights on synthetic scenes: batch 2, 2
 of patch 32, 12,544 points; evaluation of one image of 480 x 640. Stochastic depth is off, so that losses can be
 compared. `benchmarks.released` is the other side, always in float32. All sides run in one process in turns, with the
 same state of the optimiser; the median counts. Processor seconds stand beside wall seconds: where others use the
-machine, those are the ones to compare. What a turn has freed is given back before the next, so that the peak of
-resident memory is its own. No round begins that would end after --minutes, except the first.
+machine, those are the ones to compare. Memory is measured in a round of its own, before the others: there what a turn
+has freed is given back before the next, so that the peak of resident memory is its own, and the next has to ask for all
+of it anew, which takes seconds. No round begins that would end after --minutes, except the first.
 The ceiling is what one large matrix product of float32 achieves at the same moment.
 """
 
@@ -237,7 +238,8 @@ def parted(model: Segmenter, clock: Clock) -> Iterator[None]:
 def in_turns(sides: dict[str, Side], given: argparse.Namespace, batch: int) -> dict[str, dict[str, Any]]:
     """For every side but "released", its medians and those of "released", and the ratios turn by turn.
 
-    The first turn of each, on one image, warms up and counts operations, which a batch has in proportion.
+    The first turn of each, on one image, warms up and counts operations, which a batch has in proportion; the second
+    measures memory.
     """
     operations = {}
     for name, side in sides.items():
@@ -246,17 +248,20 @@ def in_turns(sides: dict[str, Side], given: argparse.Namespace, batch: int) -> d
             side(Clock(), 1)
         operations[name] = batch * counter.get_total_flops()
     turns: dict[str, list[Clock]] = {name: [] for name in sides}
-    peaks = dict.fromkeys(sides, 0)
+    peaks = {}
+    for name, side in sides.items():
+        say(f"memory: {name}")
+        forget_peak()
+        side(Clock(), batch)
+        peaks[name] = peak()
     products: list[float] = []
     for number in range(given.rounds):
         say(f"round {number + 1} of {given.rounds}")
         began = time.monotonic()
         products.append(product_speed(torch.float32))
         for name, side in sides.items():
-            forget_peak()
             turns[name].append(clock := Clock())
             side(clock, batch)
-            peaks[name] = max(peaks[name], peak())
         now = time.monotonic()
         if now + (now - began) > given.until:
             break
