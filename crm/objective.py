@@ -38,7 +38,7 @@ from crm.points import (
 
 # mask values read at points at once, without gradient: bounds memory, not the result. On a CPU they stay in its cache.
 CHUNK = 2**24
-CHUNK_ON_CPU = 2**21
+CHUNK_ON_CPU = 2**19
 
 CLEAN = ("fused", "rgb", "thermal")  # passes on the clean input; also names of weights in config.Loss, as the next
 MASKED = ("masked", "rgb_masked", "thermal_masked")  # the same three on the masked input

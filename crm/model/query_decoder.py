@@ -1,6 +1,7 @@
 """Masked-attention query decoder: class and mask logits of every query after each layer.
 
-b = batch, q = queries, c = width, n = tokens of a level, k = classes + "no object", l = outputs, h w = stride 4
+b = batch, q = queries, c = width, m = heads, d = channels of a head, n = tokens of a level, k = classes + "no object",
+l = outputs, h w = stride 4
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crm.model.pixel_decoder import LEVELS, sine_positions
+
+
+FEW = 512  # keys
 
 
 class Prediction(NamedTuple):
@@ -45,8 +49,23 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "b q c"]:
         parts = zip((query, key, value), self.project.weight.chunk(3), self.project.bias.chunk(3), strict=True)
         q, k, v = (F.linear(x, w, bias).unflatten(2, (self.heads, -1)).transpose(1, 2) for x, w, bias in parts)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        x = attend(q, k, v, allowed)
         return self.output(x.transpose(1, 2).flatten(2))
+
+
+def attend(
+    q: Float[Tensor, "b m q d"],
+    k: Float[Tensor, "b m n d"],
+    v: Float[Tensor, "b m n d"],
+    allowed: Bool[Tensor, "b 1 q n"] | None,
+) -> Float[Tensor, "b m q d"]:
+    """Scaled dot-product attention; of few keys, whose fused backward pass is slow on a CPU, written out there."""
+    if q.device.type != "cpu" or k.shape[2] > FEW:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+    scores = (q * q.shape[3] ** -0.5) @ k.mT
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -torch.inf)
+    return scores.softmax(3, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
 
 
 class DecoderLayer(nn.Module):

@@ -173,9 +173,11 @@ def _bag(table: Tensor, rows: Tensor, weights: Tensor) -> Float[Tensor, "n d"]:
 
 def _products(table: Tensor, rows: Tensor, grad: Tensor) -> Tensor:
     """Inner products of every (b s m)'s gradient with each of its rows: the gradient of the bag's weights."""
-    with torch.enable_grad():
-        weights = torch.ones(rows.shape, dtype=table.dtype, device=table.device, requires_grad=True)
-        return torch.autograd.grad(_bag(table, rows, weights), weights, grad)[0]
+    each = rows[0, 0, 0].numel()
+    bags = torch.arange(len(grad), device=rows.device, dtype=rows.dtype)
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        grad, table, rows.flatten(), bags * each, bags.repeat_interleave(each), 0
+    )
 
 
 def _scattered(
@@ -199,7 +201,7 @@ def _scattered(
     total = grad.new_zeros(shape)
     levels = _levels(total, sizes)
     for corner, share in enumerate(shares):
-        own = (weights * share).flatten()[order]
+        own = (weights * share).flatten().index_select(0, order)
         fell = F.embedding_bag(bag, grad, begins, mode="sum", per_sample_weights=own)
         down, right = divmod(corner, 2)
         padded = _levels(fell.view(b, grid.tokens, heads, channels), [(h + 2, w + 2) for h, w in sizes])
