@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from crm.model.pixel_decoder import LEVELS, sine_positions
 
-
 FEW = 512  # keys
 
 
