@@ -109,7 +109,7 @@ def _panel(
 
 
 def pick(gains: np.ndarray, night: np.ndarray) -> dict[str, int]:
-    """Why -> image: largest gain, median by day, median at night, smallest gain (or largest loss).
+    """Why -> image: largest gain (or smallest loss), median by day, median at night, smallest gain (or largest loss).
 
     Ties go to the first image; an image that two rules pick is shown once; images without a gain (no class) are out.
     """
@@ -117,7 +117,7 @@ def pick(gains: np.ndarray, night: np.ndarray) -> dict[str, int]:
     if not known.size:
         return {}
     order = known[np.argsort(-gains[known], kind="stable")]
-    wanted = {"largest gain": order[0]}
+    wanted = {"largest gain" if gains[order[0]] >= 0 else "smallest loss": order[0]}
     for when, there in (("by day", order[~night[order]]), ("at night", order[night[order]])):
         if there.size:
             wanted[f"median gain {when}"] = there[there.size // 2]

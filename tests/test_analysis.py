@@ -230,6 +230,7 @@ def test_images_are_picked_by_rule():
     by_day = np.zeros(6, bool)
     assert pick(gains, by_day) == {"largest gain": 2, "median gain by day": 4, "largest loss": 1}
     assert "smallest gain" in pick(gains + 10, by_day)
+    assert "smallest loss" in pick(gains - 20, by_day)
     assert pick(np.array([np.nan]), by_day[:1]) == {}
 
 

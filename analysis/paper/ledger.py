@@ -114,7 +114,7 @@ def chain_text(built: Built, cell: Cell) -> str:
         lines.append(f"  gain over {gain.reference}: {gain.mean:+.2f}{within}, {gain.n} paired seeds{p} {gain.verdict}")
         if gain.more_seeds:
             cost = "" if gain.cost_hours is None else f", about {gain.cost_hours:.2g} hours"
-            lines.append(f"    {gain.more_seeds} more seeds would probably decide{cost}")
+            lines.append(f"    {gain.more_seeds} more seed{'s' * (gain.more_seeds > 1)} would probably decide{cost}")
     if (theirs := cell.published) is not None:
         lines.append(f"  published: {theirs.value} ({theirs.source}; {theirs.protocol}) {theirs.verdict}".rstrip())
     for run in cell.runs:

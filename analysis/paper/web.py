@@ -121,7 +121,7 @@ def _chain(cell: Cell, column: Column) -> list[tuple[str, str]]:
             said.append(("gain's interval", f"over {gain.interval.over}; {gain.interval.method}"))
         if gain.more_seeds is not None:
             hours = f", {gain.cost_hours:.3g} hours" if gain.cost_hours is not None else ""
-            said.append(("to decide", f"{gain.more_seeds} more seeds{hours}"))
+            said.append(("to decide", f"{gain.more_seeds} more seed{'s' * (gain.more_seeds != 1)}{hours}"))
     if theirs := cell.published:
         said.append(("published", f"{theirs.value:g}, {theirs.source}; {theirs.protocol}"))
         if theirs.verdict:
