@@ -271,6 +271,14 @@ def test_another_data_set_is_refused(runs):
     refused(at(runs, "last two"), 0, "evaluated on mf, not on synthetic")
 
 
+def test_the_mirrors_listing_of_a_sweep_is_no_folder_of_it(runs):
+    listing = runs / ".sweeps" / f"{NAME}+missing.json"
+    listing.parent.mkdir()
+    listing.write_text("{}")
+    (runs / next(iter(CELLS.values())).id / "result.json").unlink()  # so that the scheduler is asked
+    assert at(runs, "last two").state == "fresh"
+
+
 def test_an_edited_evaluation_is_refused(runs):
     folder = runs / CELLS["last two/0"].id
     lines = (folder / "evals/last" / INDEX).read_text()

@@ -221,16 +221,16 @@ class Records:
         """What the scheduler has of a sweep, in whatever suite it was started, by run."""
         if name not in self._queues:
             seen: dict[str, Any] = {}
-            started = self.runs / ".sweeps"
-            for path in sorted(started.glob("*")) if started.is_dir() else []:
-                if path.name.partition("+")[0] != name:
+            for path in sorted((self.runs / ".sweeps").glob("*/asked.json")):  # beside them lie the mirror's listings
+                started = path.parent.name
+                if started.partition("+")[0] != name:
                     continue
-                folder = SweepFolder.of(self.runs, path.name)
+                folder = SweepFolder.of(self.runs, started)
                 asked = folder.asked()
                 if asked is None or asked.cluster != "slurm":
                     continue
                 found = look(folder, asked)
-                self.troubles += [f"{path.name}: {found.trouble}"] * bool(found.trouble)
+                self.troubles += [f"{started}: {found.trouble}"] * bool(found.trouble)
                 seen |= {one.id: one for one in found.cells if one.id not in seen or one.name in ON_ITS_WAY}
             self._queues[name] = seen
         return self._queues[name]

@@ -22,7 +22,7 @@ def test_what_a_table_lacks_is_queued_then_running_then_fresh(slurm: Cluster, ho
     home.crm(*ASK, "--held")
     assert set(states(home)) == {"queued"}
     assert "nothing to do" in home.crm(*ASK, code=3)
-    home.crm("release", f"ablation_{TABLE}@tiny", "--yes")
+    home.crm("release", f"ablation_{TABLE}@tiny+emm", "--yes")
     until(lambda: "running" in states(home), "a cell to be running", SLOW, home.story)
     until(lambda: set(states(home)) == {"fresh"}, "every cell to be fresh", SLOW, home.story)
     home.crm("tables", TABLE, "--final", "--tiny")
