@@ -130,7 +130,9 @@ def _finished(runs: Path, read: Mapping[str, Known]) -> Iterator[tuple[Config | 
     """Every trained run that tells how long its steps took, with its settings."""
     known = plain(Config())
     try:
-        names = [entry.name for entry in os.scandir(runs) if not entry.name.startswith((".", "import-"))]
+        names = [
+            entry.name for entry in os.scandir(runs) if entry.is_dir() and not entry.name.startswith((".", "import-"))
+        ]
     except FileNotFoundError:
         return
     for name in names:

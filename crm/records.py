@@ -97,7 +97,7 @@ def read_json(path: Path | str) -> Any:
     """The file's value, or None where there is no such file; ValueError names one that is no JSON."""
     try:
         return json.loads(read_bytes(path).decode())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise ValueError(f"{path} is damaged, for it is no JSON: {error}") from error
