@@ -117,6 +117,13 @@ def test_a_cell_costs_what_other_seeds_of_it_took_training_and_evaluation(tmp_pa
     assert one.bytes is not None and 1_000_000 + COUNT * 1000 < one.bytes < 1_200_000 + COUNT * 1000
 
 
+def test_the_store_of_mlflow_and_its_lock_among_the_runs_are_no_runs(tmp_path):
+    finished(tmp_path, cell("CRM", 1), step=0.5)
+    for name in ("mlflow.db", "mlflow.db.lock"):
+        (tmp_path / name).touch()
+    assert SAME in lines(tmp_path)["CRM/0"].basis
+
+
 def test_similar_runs_are_a_basis_that_says_so_and_runs_with_other_passes_are_none(tmp_path):
     finished(tmp_path, cell("CRM", 1), step=0.5)
     found = lines(tmp_path)
