@@ -24,10 +24,7 @@ def add_to(app: typer.Typer) -> None:
 def tables(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Tables. [default: all]")] = None,
     final: Annotated[
-        bool,
-        typer.Option(
-            "--final", help="With --check. Fail where a cell is missing, partial, stale or failed; say what fills it."
-        ),
+        bool, typer.Option("--final", help="Fail where a cell is missing, partial, stale or failed; say what fills it.")
     ] = False,
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="With --final: mark such cells instead.")
@@ -49,7 +46,7 @@ def tables(
 
     chosen("venue", venue, WIDTHS)
     place, folder = out or home() / "reports" / ("tables-tiny" if small else "tables"), options.runs_folder(runs)
-    built = built_tables(names, small, folder, check or final)
+    built = built_tables(names, small, folder, check)
     for one in built:
         ledger.write(one, place)
         write(one, place, venue, home() / "cache" / "figures")
