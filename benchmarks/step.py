@@ -143,7 +143,7 @@ def step(given: argparse.Namespace) -> dict[str, Any]:
             objective(model, *given_to(images), CONFIG.loss, points, how, backward=True)
         named = ("backbones", "pixel decoder", "query decoder")
         for times in (clock.wall, clock.cpu):
-            backward = times.pop("backward")  # stands after what comes before it
+            backward = times.pop("backward")  # to stand last, as on the other side
             times["matching and losses"] = times.pop("whole") - backward - sum(times[name] for name in named)
             times["backward"] = backward
         descend(model, our_optimizer, clock)

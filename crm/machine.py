@@ -54,7 +54,7 @@ class Machine:
             raise ValueError("micro_batch and loader_workers must not be negative")
 
     def passes_through_head(self, images: int, tokens: int, width: int) -> str:
-        """ "batched" or "streamed", for maps of so many tokens of stride 4 and so many channels."""
+        """How, "batched" or "streamed", for so many images of so many tokens of stride 4, and so many channels."""
         if self.head_passes != "auto":
             return self.head_passes
         largest = 6 * images * tokens * width * 4

@@ -261,8 +261,11 @@ class _Passes:
     factor: Mapping[str, float]
 
     def losses(self, names: Sequence[str]) -> Losses:
-        """What these passes, computed together, add to the losses; supervised ones first, the teacher among them or
-        among those before."""
+        """What these passes, computed together, add to the losses.
+
+        Args:
+            names: supervised ones first; the teacher of a student is among them or was in a call before.
+        """
         images = len(self.maps[names[0]][0])
         device = self.maps[names[0]][0].device.type
         form = DISTILLATIONS[self.loss.distillation]

@@ -1,9 +1,8 @@
 """What is known of evaluations without opening them, so that tables of thousands of runs open no per-image file.
 
 The index beside them (`crm.evaluated`) has their matrices summed, over all images and over those at night.
-The run that evaluates writes it, and nobody else: an evaluation without its line was edited. The .npz stays the
-evidence. A line that is missing, torn or about another
-file is no loss: the .npz is read instead.
+The run that evaluates writes it, and nobody else. The .npz stays the evidence: a line that is missing or torn is no
+loss, for the .npz is read instead, and one about a file of another size says that the .npz was edited.
 """
 
 from collections.abc import Sequence

@@ -119,9 +119,11 @@ def test_every_loss_term_in_float64_equals_the_released_one(exact, mode):
 
 
 def gradients(case: Case, model: nn.Module, mode: str, head_passes: str = "batched") -> dict[str, float]:
-    """Leaves the gradient of the total in the model; the total and its terms under the released names."""
-    losses = objective(model, case.image, case.hidden, case.targets, case.loss, case.points(mode), head_passes)
-    losses.total.backward()
+    """Leaves the gradient of the total in the model, as a training step does; returns the total and its terms under
+    the released names."""
+    losses = objective(
+        model, case.image, case.hidden, case.targets, case.loss, case.points(mode), head_passes, backward=True
+    )
     named = {PASSES.get(name, name): value.item() for name, value in losses.terms.items()}
     return {"total": losses.total.item(), **named}
 
