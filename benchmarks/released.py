@@ -25,8 +25,8 @@ from crm.model.pixel_decoder import LEVELS, sine_positions
 from crm.model.query_decoder import Attention, Prediction, QueryDecoder
 from crm.model.segmenter import Features, Maps, Segmenter
 from crm.model.window_attention import shift_mask
-from crm.objective import Targets
 from crm.optim import build_optimizer
+from crm.targets import Targets
 
 Part = Callable[[str], Any]  # a context in which a part of the step is measured
 

@@ -44,10 +44,11 @@ from crm.model.backbone import PATCH, SwinBranch
 from crm.model.pixel_decoder import PixelDecoder
 from crm.model.query_decoder import QueryDecoder
 from crm.model.segmenter import Segmenter, build_segmenter, semantic_scores
-from crm.objective import Targets, make_targets, objective
+from crm.objective import objective
 from crm.optim import build_optimizer
 from crm.points import RandomPoints, ReleasedPoints
 from crm.provenance import PACKAGES, cpu
+from crm.targets import Targets, make_targets
 
 CONFIG = override(
     Config(),

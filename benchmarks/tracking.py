@@ -2,12 +2,12 @@
 
     python -m benchmarks.tracking [--seconds 300] [--block 5] [--json [FILE]]
 
-One process trains on one thread and journals every step, far more often than real runs do. Two mirrors follow its run
-folder as `crm train` would have it: one into a new sqlite store, one to a server that takes connections and never
-answers. Blocks of a few seconds alternate, the order within each round at random: "off", with both mirrors stopped by
-SIGSTOP, "on" and "hang", with one of them going on. A mirror that goes on has the lines of the other blocks to send
-too, so it is given about three times its work. Ratios are of blocks of the same round, in steps per second of wall
-clock and of the training process's own CPU time; the load of the machine is printed, for others may be at work on it.
+One process trains on one thread and journals every step, far more often than real runs do. Blocks of a few seconds
+alternate, the order within each round at random: "off", "on", with a mirror into a new sqlite store, and "hang", with a
+mirror to a server that takes connections and never answers. Each kind has a run folder of its own, which its steps are
+journaled in, so a mirror has to send what came in its own blocks; in the others SIGSTOP holds it. Ratios are of blocks
+of the same round, in steps per second of wall clock and of the training process's own CPU time; the load of the machine
+is printed, for others may be at work on it.
 """
 
 import json
@@ -56,12 +56,13 @@ def measure(scratch: Path, seconds: float, block: float) -> dict[str, object]:
     """Everything the table shows."""
     config = override(base, {"steps": 1_000_000, "val_every": 0})
     machine = Machine(runs=scratch / "runs", log_every=1)
-    folder = open_run(machine.runs, config)
-    mine = claim(folder, "benchmark")
-    assert mine is not None
-    append(folder, "attempt", token=mine.token, attempt=1, step=0)
-    name = list_run(machine.runs, "benchmark", config, folder.name).name
-
+    folders, names = {}, {}
+    for kind in KINDS:
+        folders[kind] = folder = open_run(machine.runs, override(config, {"seed": KINDS.index(kind)}))
+        mine = claim(folder, "benchmark")
+        assert mine is not None
+        append(folder, "attempt", token=mine.token, attempt=1, step=0)
+        names[kind] = list_run(machine.runs, kind, config, folder.name).name
     split = open_run_split(config.data, "train", None)
     trainer = Trainer(config, machine, split.spec, max(1, len(split) // config.batch))
     trainer.begin()
@@ -73,17 +74,16 @@ def measure(scratch: Path, seconds: float, block: float) -> dict[str, object]:
         "hang": f"http://127.0.0.1:{deaf.getsockname()[1]}",
     }
     prepare_store(uris["on"], scratch)
-    command = [sys.executable, "-m", "crm.tracking.process", name, "--runs", str(machine.runs)]
-    mirrors = {
-        kind: subprocess.Popen([*command, "--uri", uri, "--follow", str(os.getpid())]) for kind, uri in uris.items()
-    }
+    command = [sys.executable, "-m", "crm.tracking.process", "--runs", str(machine.runs), "--follow", str(os.getpid())]
+    mirrors = {kind: subprocess.Popen([*command, names[kind], "--uri", uri]) for kind, uri in uris.items()}
+    sent_file = folders["on"] / "mirror.json"
     speeds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
     number, about = 0, this_machine()
     try:
         say("warming up, while the mirrors load MLflow and reach their stores")
         for kinds, length in ((None, WARM_UP), (KINDS, seconds)):
             until = time.monotonic() + length
-            while time.monotonic() < until and not (kinds is None and (folder / "mirror.json").exists()):
+            while time.monotonic() < until and not (kinds is None and sent_file.exists()):
                 order = random.sample(KINDS, 3) if kinds else [None]
                 for kind in order:
                     for each, process in mirrors.items():
@@ -93,7 +93,7 @@ def measure(scratch: Path, seconds: float, block: float) -> dict[str, object]:
                         step = trainer.step(next(prepared), number)
                         number += 1
                         append(
-                            folder, "train", step=number, total=step.total, terms=step.terms, details=step.details,
+                            folders[kind or "on"], "train", step=number, total=step.total, terms=step.terms, details=step.details,
                             lr=step.lr, grad_norm=step.grad_norm, seconds=0.1, hidden=step.hidden,
                         )  # fmt: skip
                     steps = number - first
@@ -109,7 +109,7 @@ def measure(scratch: Path, seconds: float, block: float) -> dict[str, object]:
             process.kill()
             process.wait()
         deaf.close()
-    sent = json.loads((folder / "mirror.json").read_text()) if (folder / "mirror.json").exists() else {}
+    sent = json.loads(sent_file.read_text()) if sent_file.exists() else {}
     return {
         **about,
         "seconds": seconds, "block": block, "rounds": len(speeds["off"]), "steps": number,

@@ -33,10 +33,12 @@ from crm.masking import FILLS, configured_masks
 from crm.model.query_decoder import Prediction
 from crm.model.segmenter import Segmenter, build_segmenter, semantic_scores
 from crm.names import chosen
-from crm.objective import Targets, View, make_targets, objective, set_losses
+from crm.objective import View, objective
 from crm.points import RandomPoints
 from crm.randomness import derive
 from crm.records import evaluation, file_hash, journal, read_config
+from crm.set_losses import set_losses
+from crm.targets import Targets, make_targets
 from crm.verdicts import OTHER, Diagnosis, Measures, judge
 
 IMAGES = 32  # of the split, if it has as many

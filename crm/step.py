@@ -27,11 +27,12 @@ from crm.machine import Machine
 from crm.masking import training_masks
 from crm.model.backbone import PATCH, drawn_for
 from crm.model.segmenter import Segmenter, build_segmenter
-from crm.objective import Part, Targets, View, make_targets, objective
+from crm.objective import View, objective
 from crm.optim import build_optimizer, rate
 from crm.passes import drawn_passes
 from crm.points import RandomPoints
 from crm.randomness import derive
+from crm.targets import Part, Targets, make_targets
 
 
 class RunFailed(RuntimeError):

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from crm import config
 from crm.model.segmenter import Segmenter, build_segmenter, semantic_scores
-from crm.objective import SetLosses, Targets, make_targets, set_losses
 from crm.points import GivenPoints
+from crm.set_losses import SetLosses, set_losses
+from crm.targets import Targets, make_targets
 from crm.weights import load_released
 
 FACTOR = 8  # how often the recorded rounding noise another implementation may be off

@@ -18,9 +18,11 @@ from torch import Tensor
 from crm.config import Loss, Model, Optim
 from crm.losses import self_distillation
 from crm.model.segmenter import Segmenter, build_segmenter, semantic_scores
-from crm.objective import make_targets, objective, set_losses
+from crm.objective import objective
 from crm.optim import build_optimizer
 from crm.points import ReleasedPoints
+from crm.set_losses import set_losses
+from crm.targets import make_targets
 from crm.weights import export_name
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "appendix_a.json").read_text())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from crm import objective as objective_module
+from crm import set_losses
 from crm.config import override
 from crm.data.loader import make_batch
 from crm.distributed import world
@@ -32,8 +32,8 @@ def on_gpu(monkeypatch):
 
 def test_forward_and_backward_wait_for_no_number(monkeypatch, on_gpu):
     model, transfers = tiny(), []
-    assign = objective_module.assign
-    monkeypatch.setattr(objective_module, "assign", lambda *given: transfers.append(1) or assign(*given))
+    assign = set_losses.assign
+    monkeypatch.setattr(set_losses, "assign", lambda *given: transfers.append(1) or assign(*given))
     points = RandomPoints(random())
     run(model, LOSS, points=points).total.backward()  # what is cached is cached
     transfers.clear()
@@ -54,8 +54,8 @@ def test_an_unwanted_wait_would_be_seen():
 @pytest.mark.parametrize(("ema", "micro_batch"), [(0.0, 0), (0.9, 2)])
 def test_a_whole_training_step_waits_for_no_number_either(ema, micro_batch, monkeypatch, on_gpu):
     made, transfers = trainer(override(CONFIG, {"optim.ema": ema}), micro_batch=micro_batch), []
-    assign = objective_module.assign
-    monkeypatch.setattr(objective_module, "assign", lambda *given: transfers.append(1) or assign(*given))
+    assign = set_losses.assign
+    monkeypatch.setattr(set_losses, "assign", lambda *given: transfers.append(1) or assign(*given))
     batch = make_batch(made.config, SPLIT, 0)
     made.advance(batch, 0)
     transfers.clear()
@@ -84,7 +84,7 @@ def test_on_a_gpu_a_step_synchronises_for_labels_on_their_way_there_and_for_the_
             made.advance(batch, 1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert {Path(one.filename).name for one in said} <= {"matching.py", "objective.py"}
+    assert {Path(one.filename).name for one in said} <= {"matching.py", "targets.py"}
 
 
 def test_a_loss_that_is_not_finite_is_found_late_and_named_with_its_own_step(tmp_path, monkeypatch):

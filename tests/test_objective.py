@@ -12,8 +12,10 @@ from crm.masking import FILLS
 from crm.matching import assign
 from crm.model.query_decoder import Prediction
 from crm.model.segmenter import Segmenter, build_segmenter
-from crm.objective import Part, View, make_targets, needed_passes, objective, set_losses
+from crm.objective import View, needed_passes, objective
 from crm.points import OUTSIDE, PADDED, Plan, RandomPoints, ReleasedPoints, class_shares, label_corners, sample_maps
+from crm.set_losses import set_losses
+from crm.targets import Part, make_targets
 
 IGNORE = 255
 LOSS = Loss(points=60)

@@ -24,11 +24,12 @@ from crm.data.transforms import augment
 from crm.machine import Machine
 from crm.masking import training_masks
 from crm.model.segmenter import build_segmenter
-from crm.objective import Targets, make_targets, set_losses
 from crm.optim import build_optimizer, rate
 from crm.points import OUTSIDE, RandomPoints
 from crm.recipes import QUIRKS, RECIPES, released
+from crm.set_losses import set_losses
 from crm.sweep import refuse_selection
+from crm.targets import Targets, make_targets
 from crm.train import _scored
 
 EXPERIMENTS = [f"{data}_swin_{size}" for data in ("mf", "pst900", "kp") for size in "tsb"]
