@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--json", type=Path, metavar="FILE")
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    Machine(runs=Path(), threads=given.threads).take_process()
     before = os.getloadavg()[0]
     given.until = time.monotonic() + 60 * given.minutes
     found: dict[str, dict[str, Any]] = {}

@@ -93,8 +93,8 @@ def measure(scratch: Path, seconds: float, block: float) -> dict[str, object]:
                         step = trainer.step(next(prepared), number)
                         number += 1
                         append(
-                            folders[kind or "on"], "train", step=number, total=step.total, terms=step.terms, details=step.details,
-                            lr=step.lr, grad_norm=step.grad_norm, seconds=0.1, hidden=step.hidden,
+                            folders[kind or "on"], "train", step=number, total=step.total, terms=step.terms,
+                            details=step.details, lr=step.lr, grad_norm=step.grad_norm, seconds=0.1, hidden=step.hidden,
                         )  # fmt: skip
                     steps = number - first
                     wall, own = time.perf_counter() - began, time.process_time() - spent

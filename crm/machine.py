@@ -1,5 +1,6 @@
 """Where and with what a run is computed: nothing here changes what it computes."""
 
+import ctypes
 import os
 import re
 from collections.abc import Mapping
@@ -22,6 +23,9 @@ HEAD_PASSES = {
     "auto": "streamed on a CPU, if a map of all paths together does not fit into its cache; else batched",
 }
 CACHE = 2**24  # bytes
+
+# of glibc's mallopt: how much free memory it keeps, and from what size on a block is the system's own, to be given back
+TRIM_THRESHOLD, MMAP_THRESHOLD = (-1, 2**31 - 1), (-3, 2**25)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,19 @@ class Machine:
             return self.head_passes
         largest = 6 * images * tokens * width * 4
         return "streamed" if self.device == "cpu" and largest > CACHE else "batched"
+
+    def take_process(self) -> None:
+        """Sets this process up to compute: its threads, and that it keeps what a step has freed for the next one.
+
+        Memory that is given back after every layer has to be asked for again page by page, a tenth of a step on a CPU.
+        The most that is held at a time stays the same. Only glibc can be told.
+        """
+        import torch  # commands that only describe machines do without it
+
+        torch.set_num_threads(self.threads)
+        if tell := getattr(ctypes.CDLL(None), "mallopt", None):
+            for setting in (TRIM_THRESHOLD, MMAP_THRESHOLD):
+                tell(*setting)
 
     def numerics(self) -> dict[str, Any]:
         """What bit identity depends on; recorded by a run's first attempt and used by all later ones."""

@@ -13,6 +13,7 @@ from jaxtyping import Float, Integer, Shaped, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+MANY = 16  # channels, from which on a map is sampled as a table of its cells, on a CPU
 OUTSIDE, IGNORED, PADDED = 253, 254, 255  # ids in `Targets.labels` that are no class
 
 
@@ -185,7 +186,31 @@ class Points:
 
 def sample_maps(maps: Float[Tensor, "n c mh mw"], points: Float[Tensor, "n p 2"]) -> Float[Tensor, "n c p"]:
     """Values of `maps` at the points: bilinear between cell centres, with zeros beyond the border."""
-    return F.grid_sample(maps, 2 * points[:, None] - 1, align_corners=False)[:, :, 0]
+    if maps.device.type != "cpu" or maps.shape[1] < MANY or maps.requires_grad:
+        return F.grid_sample(maps, 2 * points[:, None] - 1, align_corners=False)[:, :, 0]
+    n, channels, height, width = maps.shape
+    rows, shares = _corners(torch.arange(n), points, height + 2, width + 2)
+    cells = F.pad(maps, (1, 1, 1, 1)).flatten(2)
+    table, bags, weights = (one.mT.contiguous().flatten(0, 1) for one in (cells, rows, shares))
+    return F.embedding_bag(bags, table, mode="sum", per_sample_weights=weights).view(n, -1, channels).mT
+
+
+def _corners(
+    images: Integer[Tensor, " n"], points: Float[Tensor, "n p 2"], height: int, width: int
+) -> tuple[Integer[Tensor, "n 4 p"], Float[Tensor, "n 4 p"]]:
+    """The four cells around each point, counted through all maps, and their bilinear shares.
+
+    Args:
+        height, width: of a map with its border of one cell; without it the points go from 0 to 1.
+    """
+    place = points * points.new_tensor([width - 2, height - 2]) + 0.5  # 0.5 is the centre of the border's cell
+    corner = place.floor()
+    x, y = (place - corner).unbind(2)
+    corner = corner.long()
+    first = corner[..., 1] * width + corner[..., 0] + (images * (height * width))[:, None]
+    right = x * y
+    shares = torch.stack([1 - x - y + right, x - right, y - right, right], dim=1)
+    return torch.stack([first, first + 1, first + width, first + width + 1], dim=1).int(), shares
 
 
 class Corners(NamedTuple):
@@ -203,14 +228,7 @@ def label_corners(
     Equals sampling a mask per class, without making the masks.
     """
     height, width = labels.shape[1:]
-    place = points * points.new_tensor([width - 2, height - 2]) + 0.5  # 0.5 is the centre of the border pixel
-    corner = place.floor()
-    x, y = (place - corner).unbind(2)
-    corner = corner.long()
-    first = corner[..., 1] * width + corner[..., 0] + (images * (height * width))[:, None]
-    index = torch.stack([first, first + 1, first + width, first + width + 1], dim=1)
-    right = x * y
-    shares = torch.stack([1 - x - y + right, x - right, y - right, right], dim=1)
+    index, shares = _corners(images, points, height, width)
     return Corners(labels.flatten().index_select(0, index.flatten()).view_as(index), shares)
 
 

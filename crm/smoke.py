@@ -27,7 +27,7 @@ STEPS = 2
 
 def smoke(config: Config, machine: Machine) -> None:
     """Raises what a run of this config would: a missing file, no memory, a loss that is not finite, and so on."""
-    torch.set_num_threads(machine.threads)
+    machine.take_process()
     splits = {name: open_run_split(config.data, name, machine.data, machine.cache) for name in run_splits(config.data)}
     refuse_impossible(config, machine, {name: len(split) for name, split in splits.items()})
     trainer = _trainer(config, machine, splits)

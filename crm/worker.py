@@ -169,7 +169,7 @@ def _work(
         machine = eased(mine.folder, recorded_numerics(mine.folder, machine))
     if machine.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"this machine has no {machine.device}, on which the run is to be worked on")
-    torch.set_num_threads(machine.threads)
+    machine.take_process()
     if not trained:
         if _chief(machine.processes):
             record_numerics(mine.folder, machine)

@@ -70,9 +70,7 @@ def _evaluate(found: Sweep, cell: Cell, dataset: str, machine: Machine) -> None:
 
 
 def _measure(cell: Cell, machine: Machine) -> None:
-    import torch
-
     from crm.overhead import FILE, measure
 
-    torch.set_num_threads(machine.threads)
+    machine.take_process()
     write_json(machine.runs / cell.id / FILE, measure(machine.runs / cell.id, machine))

@@ -73,7 +73,7 @@ def diagnose(
 
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"this machine has no {device}; --device cpu works everywhere")
-    torch.set_num_threads(machine.threads)
+    machine.take_process()
     found = measure(folder, machine, selection, split, images, draws, Progress(quiet=json))
     if json:
         options.echo_json(found.written())

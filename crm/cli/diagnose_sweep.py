@@ -107,7 +107,7 @@ def _measure(
 
     if machine.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"this machine has no {machine.device}; --device cpu works everywhere")
-    torch.set_num_threads(machine.threads)
+    machine.take_process()
     failed, began = {}, time.monotonic()
     for number, cell in enumerate(todo, 1):
         folder = machine.runs / cell.id

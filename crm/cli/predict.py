@@ -62,7 +62,7 @@ def predict(
     machine = run_machine(folder.parent, None, device, threads)
     if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
         raise ValueError(f"this machine has no device {device!r}")
-    torch.set_num_threads(machine.threads)
+    machine.take_process()
     began = time.monotonic()
     model, spec = load_network(folder, selection, device)
     sizes = []

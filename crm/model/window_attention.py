@@ -104,7 +104,7 @@ def _attend(
         qkv = qkv.roll((-shift, -shift), (1, 2))
     qkv = qkv.view(b, height // window, window, width // window, window, 3, heads, -1)
     qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6).flatten(2, 3)
-    q, k, v = qkv + qkv_bias.view(3, 1, 1, heads, 1, -1)  # b windows heads n d
+    q, k, v = qkv + qkv_bias.to(qkv.dtype).view(3, 1, 1, heads, 1, -1)  # b windows heads n d
     scores = (q * q.shape[4] ** -0.5) @ k.mT + bias
     if shift:
         scores += shift_mask(height, width, window, shift, qkv.device)
