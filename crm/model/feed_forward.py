@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ROWS = 1024  # at a time on a CPU; elsewhere all of them
+ROWS = 2**10  # at a time on a CPU; elsewhere all of them
+ROWS_OF_HALF = 2**14  # in half precision, whose products want long sums
 Activation = Literal["relu", "gelu"]
 
 
@@ -74,7 +75,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _parts(x: Tensor) -> Iterator[slice]:
-    size = ROWS if x.device.type == "cpu" else max(len(x), 1)
+    size = (ROWS_OF_HALF if x.element_size() == 2 else ROWS) if x.device.type == "cpu" else max(len(x), 1)
     for start in range(0, len(x), size):
         yield slice(start, start + size)
 

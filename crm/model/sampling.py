@@ -180,8 +180,8 @@ def _products(table: Tensor, rows: Tensor, grad: Tensor) -> Tensor:
     each = rows[0, 0, 0].numel()
     begins = torch.arange(0, rows.numel() + 1, each, device=rows.device, dtype=rows.dtype)
     if rows.device.type == "cpu":
-        places = _sparse(begins, rows.flatten(), table.new_zeros(rows.numel()), (len(grad), len(table)))
-        return torch.sparse.sampled_addmm(places, grad, table.T, beta=0.0).values()
+        found = _sparse(begins, rows.flatten(), table.new_zeros(rows.numel()), (len(grad), len(table)))
+        return torch.sparse.sampled_addmm(found, grad, table.T, out=found).values()
     bags = torch.arange(len(grad), device=rows.device, dtype=rows.dtype).repeat_interleave(each)
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(grad, table, rows.flatten(), begins[:-1], bags, 0)
 

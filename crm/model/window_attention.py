@@ -79,10 +79,7 @@ class _ImageByImage(torch.autograd.Function):
         qkv, *biases = ctx.saved_tensors
         of_qkv, of_biases = [], [torch.zeros_like(one) for one in biases]
         for part, grad in _parts(qkv, grad_outputs[0]):
-            inputs = [one.detach().requires_grad_() for one in (part, *biases)]
-            with torch.enable_grad():
-                found = _attend(inputs[0], inputs[1], inputs[2], ctx.windows)
-            of_part, *more = torch.autograd.grad(found, inputs, grad)
+            of_part, *more = _gradients(part, *biases, ctx.windows, grad)
             of_qkv.append(of_part)
             torch._foreach_add_(of_biases, more)
         return torch.cat(of_qkv), of_biases[0], of_biases[1], None
@@ -93,24 +90,80 @@ def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     yield from zip(*(one.split(max(1, TOKENS // (height * width))) for one in tensors), strict=True)
 
 
+class _Attention(NamedTuple):
+    """Of every head in every window."""
+
+    query: Float[Tensor, "b windows m n d"]  # scaled
+    key: Float[Tensor, "b windows m n d"]
+    value: Float[Tensor, "b windows m n d"]
+    weights: Float[Tensor, "b windows m n n"]
+
+
 def _attend(
     qkv: Float[Tensor, "b h w p"], qkv_bias: Float[Tensor, " p"], bias: Float[Tensor, "m n n"], windows: Windows
 ) -> Float[Tensor, "b h w c"]:
-    b, h, w, _ = qkv.shape
-    (window, shift), heads = windows, len(bias)
-    qkv = F.pad(qkv, (0, 0, 0, -w % window, 0, -h % window))
-    height, width = qkv.shape[1:3]
+    found = _attention(qkv, qkv_bias, bias, windows)
+    x = found.weights.to(found.value.dtype) @ found.value
+    return _cropped(_joined(x[None], windows, qkv.shape), windows, qkv.shape)
+
+
+def _attention(
+    qkv: Float[Tensor, "b h w p"], qkv_bias: Float[Tensor, " p"], bias: Float[Tensor, "m n n"], windows: Windows
+) -> _Attention:
+    heads = len(bias)
+    q, k, v = _cut(qkv, 3, heads, windows) + qkv_bias.to(qkv.dtype).view(3, 1, 1, heads, 1, -1)
+    q = q * q.shape[4] ** -0.5
+    scores = q @ k.mT + bias
+    if windows.shift:
+        height, width = (side + -side % windows.side for side in qkv.shape[1:3])
+        scores += shift_mask(height, width, *windows, qkv.device)
+    return _Attention(q, k, v, scores.softmax(dim=4))
+
+
+def _gradients(
+    qkv: Float[Tensor, "b h w p"],
+    qkv_bias: Float[Tensor, " p"],
+    bias: Float[Tensor, "m n n"],
+    windows: Windows,
+    grad: Float[Tensor, "b h w c"],
+) -> tuple[Float[Tensor, "b h w p"], Float[Tensor, " p"], Float[Tensor, "m n n"]]:
+    """Of projection and biases, `grad` being that of the result: what is `_attend`'s, in fewer and larger steps."""
+    q, k, v, weights = _attention(qkv, qkv_bias, bias, windows)
+    grad = _cut(grad.to(v.dtype), 1, len(bias), windows)[0]
+    of_weights = (grad @ v.mT).to(weights.dtype)
+    of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, 4, weights.dtype)
+    of_bias = of_scores.sum((0, 1))
+    of_scores = of_scores.to(q.dtype)
+    found = q.new_empty(3, *q.shape)
+    pairs = ((of_scores, k), (of_scores.mT, q), (weights.to(v.dtype).mT, grad))
+    for out, (a, b) in zip(found, pairs, strict=True):
+        torch.bmm(a.flatten(0, 2), b.flatten(0, 2), out=out.flatten(0, 2))
+    found[0] *= q.shape[4] ** -0.5
+    whole = _joined(found, windows, qkv.shape)
+    return _cropped(whole, windows, qkv.shape), whole.flatten(0, 2).sum(0), of_bias
+
+
+def _cut(x: Float[Tensor, "b h w _"], parts: int, heads: int, windows: Windows) -> Float[Tensor, "_ b windows m n d"]:
+    """The windows of a map whose channels are several parts of all heads."""
+    b, h, w, _ = x.shape
+    side, shift = windows
+    x = F.pad(x, (0, 0, 0, -w % side, 0, -h % side))
     if shift:
-        qkv = qkv.roll((-shift, -shift), (1, 2))
-    qkv = qkv.view(b, height // window, window, width // window, window, 3, heads, -1)
-    qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6).flatten(2, 3)
-    q, k, v = qkv + qkv_bias.to(qkv.dtype).view(3, 1, 1, heads, 1, -1)  # b windows heads n d
-    scores = (q * q.shape[4] ** -0.5) @ k.mT + bias
-    if shift:
-        scores += shift_mask(height, width, window, shift, qkv.device)
-    x = scores.softmax(dim=4).to(v.dtype) @ v
-    x = x.view(b, height // window, width // window, heads, window, window, -1)
-    x = x.permute(0, 1, 4, 2, 5, 3, 6).reshape(b, height, width, -1)
-    if shift:
-        x = x.roll((shift, shift), (1, 2))
-    return x[:, :h, :w]
+        x = x.roll((-shift, -shift), (1, 2))
+    x = x.view(b, x.shape[1] // side, side, x.shape[2] // side, side, parts, heads, -1)
+    return x.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6).flatten(2, 3)
+
+
+def _joined(x: Float[Tensor, "_ b windows m n d"], windows: Windows, shape: torch.Size) -> Float[Tensor, "b _ _ _"]:
+    """The padded, rolled map that `_cut` cuts, of one of this shape."""
+    parts, b, _, heads, _, channels = x.shape
+    side = windows.side
+    rows, columns = (-(-length // side) for length in shape[1:3])
+    x = x.view(parts, b, rows, columns, heads, side, side, channels)
+    return x.permute(1, 2, 5, 3, 6, 0, 4, 7).reshape(b, rows * side, columns * side, -1)
+
+
+def _cropped(x: Float[Tensor, "b _ _ c"], windows: Windows, shape: torch.Size) -> Float[Tensor, "b h w c"]:
+    if windows.shift:
+        x = x.roll((windows.shift, windows.shift), (1, 2))
+    return x[:, : shape[1], : shape[2]]
