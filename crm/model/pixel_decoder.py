@@ -7,6 +7,7 @@ l = levels, p = sampling points, d = channels of a head
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,6 +26,37 @@ GROUPS = 32  # of every GroupNorm
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision as float32; float64 stays, so that the network can be compared with references in it."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+class _ExactLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, kind: torch.dtype) -> Tensor:
+        ctx.save_for_backward(x.to(kind), weight.to(kind))
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        grad = grad_outputs[0].flatten(0, -2)
+        half = grad.to(x.dtype)
+        of_x, of_weight = half @ weight, half.T @ x.flatten(0, -2)
+        return of_x.to(grad.dtype).view(x.shape), of_weight.to(grad.dtype), grad.sum(0), None
+
+
+def exact_linears(x: Float[Tensor, "*outer c"], layers: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
+    """What several layers make of the same input, in its own precision also under autocast.
+
+    Autocast then has the products of the backward pass alone, as those of every other layer.
+    """
+    weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+    kind = x.device.type
+    half = torch.is_autocast_enabled(kind) and not torch.compiler.is_compiling()
+    with torch.autocast(kind, enabled=False):
+        found = (
+            _ExactLinear.apply(x, weight, bias, torch.get_autocast_dtype(kind)) if half else F.linear(x, weight, bias)
+        )
+    assert isinstance(found, Tensor)
+    return found.split([layer.out_features for layer in layers], dim=-1)
 
 
 def softmax_of_few(x: Float[Tensor, "*outer n"]) -> Float[Tensor, "*outer n"]:
@@ -81,10 +113,9 @@ class DeformableAttention(nn.Module):
         self, query: Float[Tensor, "b s c"], source: Float[Tensor, "b s c"], sizes: tuple[Size, ...]
     ) -> Float[Tensor, "b s c"]:
         value = at_least_float32(self.value(source)).unflatten(2, (self.heads, -1))
-        with torch.autocast(query.device.type, enabled=False):  # where to look, and how much it counts
-            offsets = self.offsets(query).unflatten(2, (self.heads, LEVELS, POINTS, 2))
-            weights = softmax_of_few(self.weights(query).unflatten(2, (self.heads, LEVELS * POINTS)))
-            weights = weights.unflatten(3, (LEVELS, POINTS))
+        offsets, weights = exact_linears(query, (self.offsets, self.weights))  # where to look, and how much it counts
+        offsets = offsets.unflatten(2, (self.heads, LEVELS, POINTS, 2))
+        weights = softmax_of_few(weights.unflatten(2, (self.heads, LEVELS * POINTS))).unflatten(3, (LEVELS, POINTS))
         return self.output(deformable_sample(value, offsets, weights, sizes).flatten(2))
 
 

@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.sparse import coo_array
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -210,10 +212,8 @@ def _scattered(
     Sorted once by the upper left row; what falls on the other corners lies one cell further right, or down, or both.
     """
     b, _, heads, channels = shape
-    first, order = samples.first.flatten().sort(stable=True)
-    bag = order.div(first.numel() // len(grad), rounding_mode="floor").int()
-    rows = b * grid.tokens * heads
-    begins = torch.searchsorted(first, torch.arange(rows, device=first.device, dtype=first.dtype), out_int32=True)
+    order, begins = _by_row(samples.first.flatten(), b * grid.tokens * heads)
+    bag = order.div(len(order) // len(grad), rounding_mode="floor").int()
     total = grad.new_zeros(shape)
     levels = _levels(total, sizes)
     for corner, share in enumerate(shares):
@@ -224,6 +224,17 @@ def _scattered(
         for level, (height, width), found in zip(levels, sizes, padded, strict=True):
             level += found[:, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
     return total
+
+
+def _by_row(rows: Int[Tensor, " n"], count: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " count"]]:
+    """The order in which samples of the same row follow one another, and where those of each row begin."""
+    if rows.device.type == "cpu":  # counted, not sorted: rows are few
+        number = np.arange(len(rows), dtype=np.int32)
+        counted = coo_array((np.ones(len(rows), np.bool_), (rows.numpy(), number)), shape=(count, len(rows))).tocsr()
+        return torch.from_numpy(counted.indices), torch.from_numpy(counted.indptr)[:-1]
+    ascending, order = rows.sort(stable=True)
+    every = torch.arange(count, device=rows.device, dtype=rows.dtype)
+    return order, torch.searchsorted(ascending, every, out_int32=True)
 
 
 _gathered = torch.compiler.disable(_WeightedGather.apply)  # a backward pass of this kind is not traced
