@@ -40,15 +40,16 @@ def matching_costs(
 
     Mask logits and labels are read at the same points for all queries of a row. A point that sees labels in `skip`
     (ignored, padded) counts by the share of the rest, in both mask costs; the mask cost is the mean over what counts.
+    `mask_values` are spent: their memory is used again, while it is in the cache.
     """
     target = class_shares(corners, classes)
     weight = point_weights(corners, skip)[:, None] if skip else torch.ones_like(corners.shares[:, :1])
     # sums over points as matrix products, classes first: the values of a point lie side by side
-    sums = (torch.cat([target * weight, weight], dim=1) @ mask_values.sigmoid().mT).mT
-    overlap, size = sums.split([target.shape[1], 1], dim=2)
     # cross-entropy of logit x and target t is softplus(x) - x t
     cross_entropy = (weight @ F.softplus(mask_values).mT).mT - (target @ mask_values.mT).mT
     cross_entropy = cross_entropy / weight.sum(2, keepdim=True).clamp(min=1e-6)
+    sums = (torch.cat([target * weight, weight], dim=1) @ mask_values.sigmoid_().mT).mT  # last: in their place
+    overlap, size = sums.split([target.shape[1], 1], dim=2)
     dice = 1 - (2 * overlap + 1) / (size + target.sum(2)[:, None] + 1)
     wanted = class_logits.softmax(2).gather(2, classes[:, None].expand(-1, class_logits.shape[1], -1))
     return weights[1] * cross_entropy + weights[2] * dice - weights[0] * wanted

@@ -156,11 +156,9 @@ def _backward(
     grad = grad.reshape(-1, value.shape[3])
     shares = _corner_weights(samples)
     found = [_products(table, rows, grad).view_as(weights) for rows in samples.corners()]
-    of_weights = torch.zeros_like(weights)
-    for product, share in zip(found, shares, strict=True):
-        of_weights.addcmul_(product, share)
+    above, below = (torch.lerp(left, right, samples.x) for left, right in (found[:2], found[2:]))
+    of_weights, down = torch.lerp(above, below, samples.y), below - above
     right = torch.lerp(found[1] - found[0], found[3] - found[2], samples.y)
-    down = torch.lerp(found[2] - found[0], found[3] - found[1], samples.x)
     of_offsets = torch.stack(
         [one.mul_(weights).mul_(inside) for one, inside in zip((right, down), samples.inside, strict=True)], dim=-1
     )
