@@ -1,9 +1,12 @@
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from crm.config import Model
 from crm.model.fusion import FUSIONS
-from crm.model.query_decoder import attention_mask, mask_product
+from crm.model.pixel_decoder import exact_linears, softmax_of_few
+from crm.model.query_decoder import attend, attention_mask, mask_product
 from crm.model.sampling import deformable_sample
 from crm.model.segmenter import Segmenter, build_segmenter, semantic_scores
 from crm.model.window_attention import shift_mask
@@ -194,3 +197,44 @@ def test_the_pixel_decoder_stays_in_float32_under_autocast_unless_it_is_told_oth
             assert one.dtype == torch.float32
             assert torch.equal(one, two) == equal
             assert (one - two).norm() <= 0.01 * two.norm()  # bfloat16 has steps of 0.4 to 0.8 per cent
+
+
+def test_softmax_of_few_numbers_is_softmax():
+    given = torch.randn(3, 5, 12, dtype=torch.float64) * 30
+    x, y = (given.clone().requires_grad_() for _ in range(2))
+    ours, theirs = softmax_of_few(x), y.softmax(dim=-1)
+    torch.testing.assert_close(ours, theirs)
+    grad = torch.randn_like(ours)
+    torch.testing.assert_close(*(torch.autograd.grad(out, of, grad)[0] for out, of in ((ours, x), (theirs, y))))
+
+
+def test_linear_layers_of_one_input_are_exact_under_autocast_and_their_gradients_those_of_autocast():
+    layers = nn.ModuleList([nn.Linear(16, 6), nn.Linear(16, 3)])
+    x, grad = torch.randn(2, 5, 16, requires_grad=True), torch.randn(2, 5, 9)
+    plain = torch.cat([layer(x) for layer in layers], dim=2)
+    exact = torch.autograd.grad(plain, [x, *layers.parameters()], grad)
+    for half, rounding in ((False, 1e-5), (True, 2e-2)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            found = torch.cat(exact_linears(x, list(layers)), dim=2)
+        torch.testing.assert_close(found, plain)
+        for one, two in zip(torch.autograd.grad(found, [x, *layers.parameters()], grad), exact, strict=True):
+            torch.testing.assert_close(one, two, rtol=rounding, atol=rounding)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_written_out_is_pytorchs(masked):
+    allowed = torch.rand(2, 1, 5, 11) > 0.5 if masked else None
+    if allowed is not None:
+        allowed[..., 0] = True
+    ours = [torch.randn(2, 3, n, 4, dtype=torch.float64) for n in (5, 11, 11)]
+    theirs = [one.clone() for one in ours]
+    for one in (*ours, *theirs):
+        one.requires_grad_()
+    q, k, v = ours
+    found, expected = attend(q, k, v, allowed), F.scaled_dot_product_attention(*theirs, attn_mask=allowed)
+    torch.testing.assert_close(found, expected)
+    grad = torch.randn_like(found)
+    for one, two in zip(
+        torch.autograd.grad(found, ours, grad), torch.autograd.grad(expected, theirs, grad), strict=True
+    ):
+        torch.testing.assert_close(one, two)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from crm.model.sampling import deformable_sample
+from crm.model.sampling import _by_row, deformable_sample
 
 SIZES = ((2, 3), (4, 5), (7, 4))
 
@@ -48,6 +48,14 @@ def test_sampling_and_its_gradients_equal_grid_sample(spread):
 def test_the_backward_pass_agrees_with_finite_differences():
     sizes = ((1, 1), (1, 2), (2, 1))
     assert torch.autograd.gradcheck(lambda x, y, z: deformable_sample(x, y, z, sizes), inputs(1.0, sizes))
+
+
+def test_samples_are_counted_in_the_order_in_which_they_would_be_sorted():
+    rows = torch.randint(0, 9, (50,), dtype=torch.int32)
+    order, begins = _by_row(rows, 12)  # the last rows have none
+    ascending, expected = rows.sort(stable=True)
+    assert torch.equal(order.long(), expected)
+    assert torch.equal(begins.long(), torch.searchsorted(ascending, torch.arange(12, dtype=torch.int32)))
 
 
 def test_nothing_is_kept_for_the_backward_pass_but_the_inputs():
