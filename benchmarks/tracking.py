@@ -1,6 +1,6 @@
 """What the MLflow mirror costs a training process: steps per second with it on, off, and with a server that hangs.
 
-    python -m benchmarks.tracking [--seconds 600] [--block 2] [--json [FILE]]
+    python -m benchmarks.tracking [--seconds 300] [--block 2] [--json [FILE]]
 
 One process trains on one thread and journals every step, far more often than real runs do. Blocks of a few seconds
 alternate, the order within each round at random: "off", "on", with a mirror into a new sqlite store, and "hang", with a
@@ -43,7 +43,7 @@ WARM_UP = 120.0  # seconds at most
 
 def main() -> None:
     options = parser("tracking", __doc__)
-    options.add_argument("--seconds", type=float, default=600.0, help="of measuring")
+    options.add_argument("--seconds", type=float, default=300.0, help="of measuring")
     options.add_argument("--block", type=float, default=2.0, help="seconds of one block")
     given = options.parse_args()
     torch.set_num_threads(1)
