@@ -82,6 +82,15 @@ def test_several_objectives_give_their_front(tmp_path):
     assert {trial.number for trial in study.best_trials} == {n for n, _ in rows} - beaten
 
 
+@pytest.mark.parametrize("method", ["tpe", "random"])
+def test_one_worker_tries_the_same_each_time(method, tmp_path):
+    tried = []
+    for name in ("once", "again"):
+        searched(BOWL, tmp_path / name, 14, sampler=method, workers=1)  # more than a sampler's first random ones
+        tried.append([(trial.params, trial.values) for trial in study_of(tmp_path / name).trials])
+    assert tried[0] == tried[1]
+
+
 def test_the_count_is_the_total(tmp_path):
     assert searched(BOWL, tmp_path, 4).trials == 4
     assert searched(BOWL, tmp_path, 6).trials == 6

@@ -50,7 +50,7 @@ WRONG = Search(Config(), SPACE, wrong)
 
 
 def searched(
-    search: Search, runs: Path, trials: int, storage: str = "sqlite", name: str = "study", **more
+    search: Search, runs: Path, trials: int, storage: str = "sqlite", name: str = "study", workers: int = 2, **more
 ) -> "Summary":
     # here, since each value is computed by a process that finds its function in this module, and needs none of it
     from crm.tuning.coordinator import tune
@@ -63,7 +63,7 @@ def searched(
         search="", storage=location(folder.path, storage, "local"), trials=trials, signature=signature(search),
         objectives=search.objectives, **more,
     )  # fmt: skip
-    return tune(search, folder, asked, Calculations(search, folder), workers=2)
+    return tune(search, folder, asked, Calculations(search, folder), workers=workers)
 
 
 if __name__ == "__main__":
