@@ -67,8 +67,8 @@ class Machine:
     def take_process(self) -> None:
         """Sets this process up to compute: its threads, and that it keeps what a step has freed for the next one.
 
-        Memory that is given back after every layer has to be asked for again page by page, a tenth of a step on a CPU.
-        The most that is held at a time stays the same. Only glibc can be told.
+        Memory that is given back after every layer has to be asked for again page by page. Kept, it is not given back
+        to other processes either until this one ends. Only glibc can be told.
         """
         import torch  # commands that only describe machines do without it
 

@@ -75,7 +75,9 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _parts(x: Tensor) -> Iterator[slice]:
-    size = (ROWS_OF_HALF if x.element_size() == 2 else ROWS) if x.device.type == "cpu" else max(len(x), 1)
+    size = max(len(x), 1)
+    if x.device.type == "cpu":
+        size = ROWS_OF_HALF if x.element_size() == 2 else ROWS
     for start in range(0, len(x), size):
         yield slice(start, start + size)
 

@@ -30,8 +30,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 class _ExactLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, kind: torch.dtype) -> Tensor:
-        ctx.save_for_backward(x.to(kind), weight.to(kind))
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(x.to(dtype), weight.to(dtype))
         return F.linear(x, weight, bias)
 
     @staticmethod
