@@ -21,6 +21,7 @@ import gc
 import json
 import os
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -119,7 +120,7 @@ def step(given: argparse.Namespace) -> dict[str, Any]:
     split = open_run_split(config.data, "train", None, None)
     batch = make_batch(config, split, 0)
     model = build_segmenter(CONFIG.model, split.spec.num_classes).train()
-    machine = Machine(runs=Path(), head_passes=given.head_passes)
+    machine = Machine(runs=Path(), threads=given.threads, head_passes=given.head_passes, recompute=given.recompute)
     tokens = batch.image.shape[2] * batch.image.shape[3] // PATCH**2
     how = machine.passes_through_head(given.batch, tokens, config.model.width)
     hidden = training_masks(config, (batch.image.shape[2], batch.image.shape[3]), 0)
@@ -206,17 +207,23 @@ def evaluation(given: argparse.Namespace) -> dict[str, Any]:
 
 @contextmanager
 def parted(model: Segmenter, clock: Clock) -> Iterator[None]:
-    """Inside, the forward passes of the network's parts are timed, and all backward passes."""
+    """Inside, the forward passes of the network's parts are timed, and all backward passes, in the calling thread.
+
+    Others do the same beside it, each for images of its own.
+    """
     began: list[tuple[float, float]] = []
+    here = threading.current_thread()
 
     def before(module: nn.Module, args: Any) -> None:
-        began.append((time.perf_counter(), time.process_time()))
+        if threading.current_thread() is here:
+            began.append((time.perf_counter(), time.process_time()))
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
-        wall, processor = began.pop()
-        name = PARTS[type(module)]  # pyright: ignore[reportArgumentType]
-        clock.wall[name] += time.perf_counter() - wall
-        clock.cpu[name] += time.process_time() - processor
+        if threading.current_thread() is here:
+            wall, processor = began.pop()
+            name = PARTS[type(module)]  # pyright: ignore[reportArgumentType]
+            clock.wall[name] += time.perf_counter() - wall
+            clock.cpu[name] += time.process_time() - processor
 
     parts = [part for part in model.modules() if type(part) in PARTS]
     hooks = [hook for part in parts for hook in (part.register_forward_pre_hook(before),
@@ -224,7 +231,7 @@ def parted(model: Segmenter, clock: Clock) -> Iterator[None]:
     plain = torch.autograd.backward
 
     def timed(*args: Any, **options: Any) -> None:
-        with clock.part("backward"):
+        with clock.part("backward") if threading.current_thread() is here else nullcontext():
             plain(*args, **options)
 
     torch.autograd.backward = timed

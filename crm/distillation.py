@@ -30,6 +30,11 @@ class Output(NamedTuple):
     mask_logits: Float[Tensor, "b q h w"] | None = None
     maps: list[Float[Tensor, "b _ _ _"]] | None = None
 
+    def part(self, images: slice) -> "Output":
+        """What it says of some images."""
+        classes, masks = (None if logits is None else logits[images] for logits in self[:2])
+        return Output(classes, masks, self.maps and [level[images] for level in self.maps])
+
 
 Counted = Bool[Tensor, "b h w"]  # places of stride 4 that are compared: those that are not padding
 Distance = Float[Tensor, ""]

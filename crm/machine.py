@@ -1,6 +1,7 @@
 """Where and with what a run is computed: nothing here changes what it computes."""
 
 import ctypes
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -20,7 +21,9 @@ PRECISIONS = {
 HEAD_PASSES = {
     "batched": "all together: fewer calls, which a GPU and small networks like",
     "streamed": "one after another, each with its backward pass: the memory of one, which a CPU likes",
-    "auto": "streamed on a CPU, if a map of all paths together does not fit into its cache; else batched",
+    "threaded": "streamed, each thread with images of its own: faster, but each has gradients of its own too",
+    "auto": "batched on a GPU, and if a map of all paths fits into a CPU's cache; else threaded, if threads can share "
+    "the images evenly; else streamed",
 }
 CACHE = 2**24  # bytes
 
@@ -56,13 +59,22 @@ class Machine:
             raise ValueError("threads, processes, checkpoint_every and log_every must be at least 1")
         if min(self.micro_batch, self.loader_workers) < 0:
             raise ValueError("micro_batch and loader_workers must not be negative")
+        if self.head_passes == "threaded" and not self._can_be_threaded:
+            raise ValueError("head_passes threaded is for the device cpu, without recompute and compile")
+
+    @property
+    def _can_be_threaded(self) -> bool:
+        """Draws that are made again, and compiled code, are those of one thread."""
+        return self.device == "cpu" and not self.recompute and not self.compile
 
     def passes_through_head(self, images: int, tokens: int, width: int) -> str:
-        """How, "batched" or "streamed", for so many images of so many tokens of stride 4, and so many channels."""
+        """How, not "auto", for so many images of so many tokens of stride 4, and so many channels."""
         if self.head_passes != "auto":
             return self.head_passes
         largest = 6 * images * tokens * width * 4
-        return "streamed" if self.device == "cpu" and largest > CACHE else "batched"
+        if self.device != "cpu" or largest <= CACHE:
+            return "batched"
+        return "threaded" if self._can_be_threaded and math.gcd(images, self.threads) > 1 else "streamed"
 
     def take_process(self) -> None:
         """Sets this process up to compute: its threads, and that it keeps what a step has freed for the next one.

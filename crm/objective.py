@@ -3,7 +3,8 @@
 b = batch, h w = tokens of stride 4, H W = pixels
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -11,15 +12,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crm import config
+from crm import config, paths
 from crm.distillation import DISTILLATIONS, Counted, Form, Output, distance, evaluating
-from crm.masking import FILLS, TOKEN
+from crm.masking import TOKEN
 from crm.model.backbone import drawn_for
 from crm.model.pixel_decoder import at_least_float32
 from crm.model.query_decoder import Prediction
 from crm.model.segmenter import Hidden, Image, Maps, Segmenter
 from crm.names import chosen
-from crm.points import PADDED, PointSource
+from crm.points import PADDED, PointSource, RandomPoints
+from crm.replicas import Replicas, Share
 from crm.set_losses import SetLosses, set_losses
 from crm.targets import Part, Targets
 
@@ -41,7 +43,8 @@ class View:
 
     def part(self, images: slice) -> "View":
         """Some images of it."""
-        return replace(self, image=self.image[images], targets=self.targets.part(images))
+        counts = self.counts or tuple(map(len, self.targets.classes))
+        return View(self.image[images], self.targets.part(images), counts)
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,9 @@ def objective(
     Args:
         hidden: tokens hidden in the masked input; only needed if a masked term is and there is no `view`.
         head_passes: "batched" runs all paths through branches and head together, "streamed" one by one, with less
-            memory for intermediate results. Equal to rounding, but for the random draws of stochastic depth and points.
+            memory for intermediate results; "threaded", with `backward` and `RandomPoints`, is that with a share of the
+            images in every thread of PyTorch (crm.replicas), else it is "streamed". Equal to rounding, but for the
+            random draws of stochastic depth and points.
         part: which images of a larger batch these are; None is a batch of their own.
         view: images and labels of the masked input; None is the clean input's.
         fill: what stands for a hidden token, a key of crm.masking.FILLS.
@@ -117,23 +122,46 @@ def objective(
     needed = {name: is_supervised for name, is_supervised in needed_passes(loss).items() if factor[name]}
     distilled = {name for term, names in STUDENTS.items() if getattr(loss, term) for name in names if factor[name]}
     taught = {"fused"} if distilled and loss.teacher == "train" else set()
-    second = _second(image, hidden, view, fill)
+    second = paths.second_input(image, hidden, view and view.image, fill)
     # before the passes of the step, which move the running statistics
     wanted = _asked(teacher or model, image, form) if distilled and not taught else None
     batched = head_passes == "batched"
-    with drawn_for(part.first, len(image), len(part.counts)):
-        whole = _maps(model, image, second, {*needed, *distilled, *taught}, together=batched or backward)
-    maps = {name: _cut(levels) for name, levels in whole.items()} if backward else whole
+    threaded = head_passes == "threaded" and backward and isinstance(points, RandomPoints)
+    replicas = Replicas(model, len(image), threaded)
+    names = {*needed, *distilled, *taught}
+
+    def branches(share: Share) -> dict[str, Maps]:
+        with _draws(share, part):
+            own = second and second.part(share.images)
+            return paths.branches(share.model, image[share.images], own, names, together=batched or backward)
+
+    grown = replicas.each(branches)
+    maps = paths.joined(grown)
+    if backward:
+        maps = paths.cut(maps)
+    maps |= paths.fused(model, maps, second, names)
     passes = _Passes(model, maps, needed, distilled, wanted, targets, loss, points, part, view, factor)
     # supervised ones first where masks are asked of the first ones; else the teacher before its students
     order = sorted(needed, key=lambda name: not needed[name]) if batched else list(needed)
     order += [name for name in (*CLEAN, *MASKED) if name in taught | distilled and name not in needed]
+
+    def head(share: Share) -> tuple[Losses, dict[str, Maps]]:
+        own = passes.of(share, cut=backward)
+        losses = Losses({}, {})
+        with _draws(share, part):
+            for group in [order] if batched else [[name] for name in order]:
+                losses.add(_descended(own.losses(group), backward))
+        return losses, own.maps
+
+    found = replicas.each(head)
     losses = Losses({}, {})
-    for group in [order] if batched else [[name] for name in order]:
-        losses.add(_descended(passes.losses(group), backward))
+    for of_share, _ in found:
+        losses.add(of_share)
     losses.add(_descended(passes.of_fusion(), backward))
     if backward:
-        _descend_maps(whole, maps)
+        paths.descend(maps, paths.kept([leaves for _, leaves in found]))
+        gradients = paths.kept([{name: maps[name] for name in grown[0]}])
+        replicas.each(lambda share: paths.descend(grown[share.number], gradients, share.images))
     return losses.in_order()
 
 
@@ -169,6 +197,27 @@ class _Passes:
     part: Part
     view: View | None
     factor: Mapping[str, float]
+
+    def of(self, share: Share, cut: bool) -> "_Passes":
+        """Those of a share.
+
+        Args:
+            cut: the gradients stop at its maps and are kept there.
+        """
+        images, points = share.images, self.points
+        if share.draws is not None:
+            assert isinstance(points, RandomPoints)  # those of a share are known from the whole batch's
+            points = points.copy()
+        return replace(
+            self,
+            model=share.model,
+            maps=paths.cut(self.maps, images) if cut else self.maps,
+            teacher=self.teacher and self.teacher.part(images),
+            targets=self.targets.part(images),
+            points=points,
+            part=replace(self.part, first=self.part.first + images.start),
+            view=self.view and self.view.part(images),
+        )
 
     def losses(self, names: Sequence[str]) -> Losses:
         """What these passes, computed together, add to the losses.
@@ -237,9 +286,10 @@ class _Passes:
         return losses
 
 
-def _cut(maps: Maps) -> Maps:
-    """The same values, whose gradients stop here and are kept."""
-    return [level.detach().requires_grad_(level.requires_grad) for level in maps]
+def _draws(share: Share, part: Part) -> AbstractContextManager[None]:
+    """Inside, random draws per image are those that the share has in a whole batch."""
+    images = share.images.stop - share.images.start
+    return drawn_for(part.first + share.images.start, images, len(part.counts), share.draws)
 
 
 def _descended(losses: Losses, backward: bool) -> Losses:
@@ -251,61 +301,6 @@ def _descended(losses: Losses, backward: bool) -> Losses:
         with torch.autocast(total.device.type, enabled=False):
             total.backward()
     return Losses({name: value.detach() for name, value in losses.terms.items()}, losses.details)
-
-
-def _descend_maps(maps: Mapping[str, Maps], cut: Mapping[str, Maps]) -> None:
-    """The backward pass from where the gradients were kept."""
-    pairs = [pair for name in maps for pair in zip(maps[name], cut[name], strict=True)]
-    kept = {level: leaf.grad for level, leaf in pairs if level.requires_grad and leaf.grad is not None}
-    if kept:
-        with torch.autocast(next(iter(kept)).device.type, enabled=False):
-            torch.autograd.backward(list(kept), list(kept.values()))
-
-
-class _Second(NamedTuple):
-    """The masked input."""
-
-    image: Image
-    tokens: Hidden | None  # replaced by the mask token
-    hidden: Hidden | None  # not there, whatever stands in their place
-
-
-def _second(image: Image, hidden: Hidden | None, view: View | None, fill: str) -> _Second | None:
-    if hidden is None and view is None:
-        return None
-    seen = image if view is None else view.image
-    if hidden is None:
-        return _Second(seen, None, None)
-    return _Second(*chosen("fill", fill, FILLS)(seen, hidden), hidden)
-
-
-def _maps(
-    model: Segmenter, image: Image, second: _Second | None, needed: Collection[str], together: bool
-) -> dict[str, Maps]:
-    """Maps of the needed passes; the fusion norms see the clean input, then the masked one."""
-    branches: dict[str, Maps] = {}
-    for modality in ("rgb", "thermal"):
-        clean = modality in needed or "fused" in needed
-        masked = f"{modality}_masked" in needed or "masked" in needed
-        if clean and masked and together:
-            assert second is not None
-            tokens = None if second.tokens is None else torch.cat([torch.zeros_like(second.tokens), second.tokens])
-            both = model.branch(modality, torch.cat([image, second.image]), tokens)
-            halves = [level.chunk(2) for level in both]
-            branches[modality], branches[f"{modality}_masked"] = ([half[i] for half in halves] for i in (0, 1))
-            continue
-        if clean:
-            branches[modality] = model.branch(modality, image)
-        if masked:
-            assert second is not None
-            branches[f"{modality}_masked"] = model.branch(modality, second.image, second.tokens)
-    if "fused" in needed:
-        branches["fused"] = model.fuse(branches["rgb"], branches["thermal"])
-    if "masked" in needed:
-        assert second is not None
-        rgb, thermal = branches["rgb_masked"], branches["thermal_masked"]
-        branches["masked"] = model.fuse(rgb, thermal, second.hidden, masked=True)
-    return branches
 
 
 class _Labelled(NamedTuple):

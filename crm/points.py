@@ -60,6 +60,10 @@ class RandomPoints:
 
     generator: torch.Generator
 
+    def copy(self) -> "RandomPoints":
+        """A source of the same points once more, from where this one is."""
+        return RandomPoints(self.generator.clone_state())
+
     def __call__(self, plan: Plan) -> Draw:
         whole = list(plan.whole or plan.pairs)
         rows = slice(plan.first * plan.outputs, (plan.first + len(plan.pairs)) * plan.outputs)

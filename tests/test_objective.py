@@ -281,7 +281,7 @@ def test_every_form_and_teacher_gives_both_terms_batched_as_streamed(name, teach
     assert all(parameter.grad is None for parameter in average.parameters())
 
 
-@pytest.mark.parametrize("head_passes", ["batched", "streamed"])
+@pytest.mark.parametrize("head_passes", ["batched", "streamed", "threaded"])
 @pytest.mark.parametrize(
     ("changes", "network"),
     [
@@ -291,6 +291,7 @@ def test_every_form_and_teacher_gives_both_terms_batched_as_streamed(name, teach
         ({"distillation": "feature_mse", "loss": OFF | {"masked": 1.0, "non_local": 1.0}}, {}),
         ({}, {"fusion": "token_exchange", "sparsity": 0.1}),  # a fusion that adds a term of its own
         ({}, {"inputs": "early"}),  # whose maps have no gradient
+        ({"loss": OFF | {"fused": 1.0, "rgb": 1.0}}, {"inputs": "rgb"}),  # two paths of the same maps
         ({"loss": OFF | {"fused": 1.0, "masked": 1.0}}, {"inputs": "late"}),
     ],
 )
@@ -300,7 +301,11 @@ def test_a_backward_pass_of_each_path_adds_up_to_that_of_the_total(head_passes, 
     found = []
     for backward in (False, True):
         model = tiny(**network).double()
-        losses = run(model, loss, head_passes=head_passes if backward else "batched", backward=backward)
+        torch.set_num_threads(3 if head_passes == "threaded" and backward else 1)  # one for each image
+        points = RandomPoints(random(3))
+        how = head_passes if backward else "batched"
+        losses = run(model, loss, head_passes=how, points=points, backward=backward)
+        torch.set_num_threads(1)
         assert losses.total.requires_grad is not backward
         if not backward:
             losses.total.backward()
@@ -308,7 +313,8 @@ def test_a_backward_pass_of_each_path_adds_up_to_that_of_the_total(head_passes, 
     (whole, wanted), (ours, gradients) = found
     assert list(ours.terms) == list(whole.terms) and ours.details.keys() == whole.details.keys()
     for name, value in {**whole.terms, **whole.details}.items():
-        torch.testing.assert_close({**ours.terms, **ours.details}[name], value.detach(), rtol=1e-9, atol=1e-12)
+        # the sum of the class weights, a tenth in float32 for "no object", is counted for parts of a batch
+        torch.testing.assert_close({**ours.terms, **ours.details}[name], value.detach(), rtol=1e-8, atol=1e-12)
     assert gradients.keys() == wanted.keys()
     for name, gradient in wanted.items():  # by norm: rounding flips the sign of some L1 terms
         assert (gradients[name] - gradient).norm() <= 2e-2 * gradient.norm() + 1e-4, name
@@ -491,6 +497,15 @@ def test_labels_read_at_points_equal_masks_sampled_there():
     shares = class_shares(label_corners(targets.labels, torch.arange(2), points), torch.arange(3).expand(2, -1))
     masks = F.one_hot(labels.long(), 3).permute(0, 3, 1, 2).float()
     torch.testing.assert_close(shares, sample_maps(masks, points), rtol=0, atol=1e-5)
+
+
+def test_many_maps_sampled_as_a_table_equal_grid_sample():
+    maps = torch.randn(2, 20, 6, 9, dtype=torch.float64, generator=random())
+    points = torch.cat([torch.rand(2, 200, 2, generator=random()), torch.tensor([[[0.0, 0.0], [1.0, 1.0]]] * 2)], dim=1)
+    expected = F.grid_sample(maps, 2 * points.double()[:, None] - 1, align_corners=False)[:, :, 0]
+    torch.testing.assert_close(sample_maps(maps, points.double()), expected)
+    spread = maps.clone().requires_grad_()  # with a gradient it is grid_sample
+    assert sample_maps(spread, points.double()).requires_grad
 
 
 def test_many_maps_sampled_as_a_table_equal_grid_sample():

@@ -246,8 +246,11 @@ def test_paths_go_through_the_head_one_by_one_where_a_cpu_cannot_hold_them_toget
     published = {"images": 2, "tokens": 64 * 80, "width": 256}
     small = {"images": 8, "tokens": 16 * 24, "width": 32}
     how = {}
-    for device in ("cpu", "cuda"):
-        machine = Machine(runs=Path(), device=device)
-        how[device] = [machine.passes_through_head(**maps) for maps in (published, small)]
-    assert how == {"cpu": ["streamed", "batched"], "cuda": ["batched", "batched"]}
+    for device, threads in (("cpu", 1), ("cpu", 3), ("cpu", 4), ("cuda", 4)):
+        machine = Machine(runs=Path(), device=device, threads=threads)
+        how[device, threads] = [machine.passes_through_head(**maps) for maps in (published, small)]
+    one_by_one, shared, together = ["streamed", "batched"], ["threaded", "batched"], ["batched", "batched"]
+    assert how == {("cpu", 1): one_by_one, ("cpu", 3): one_by_one, ("cpu", 4): shared, ("cuda", 4): together}
+    for how in ({"recompute": True}, {"compile": True}):
+        assert Machine(runs=Path(), threads=2, **how).passes_through_head(**published) == "streamed"
     assert Machine(runs=Path(), head_passes="batched").passes_through_head(**published) == "batched"

@@ -6,6 +6,7 @@ b = batch, h w = height and width in tokens (H W in pixels), c = channels, i = i
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,22 +17,33 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from crm.model.feed_forward import feed_forward
+from crm.model.normed import normed_linear
 from crm.model.window_attention import Windows, window_attention
 
 STAGES = 4
 PATCH = 4  # side of a token, pixels
 
 
-_drawn: ContextVar[tuple[int, int, int] | None] = ContextVar("_drawn", default=None)
+class _Draws(NamedTuple):
+    first: int
+    images: int
+    whole: int
+    generator: torch.Generator | None
+
+
+_drawn: ContextVar[_Draws | None] = ContextVar("_drawn", default=None)
 
 
 @contextmanager
-def drawn_for(first: int, images: int, whole: int) -> Iterator[None]:
+def drawn_for(first: int, images: int, whole: int, generator: torch.Generator | None = None) -> Iterator[None]:
     """Inside, random draws per image are made for a batch of `whole` images, of which these are some, from `first` on.
 
     So a batch computed in parts, each from the same seed, has the draws that it has as a whole.
+
+    Args:
+        generator: None is the global one.
     """
-    token = _drawn.set((first, images, whole))
+    token = _drawn.set(_Draws(first, images, whole, generator))
     try:
         yield
     finally:
@@ -48,8 +60,8 @@ class StochasticDepth(nn.Module):
     def forward(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         if not (self.training and self.rate):
             return x
-        first, images, whole = _drawn.get() or (0, len(x), len(x))
-        draws = torch.rand(len(x) // images, whole, device=x.device)[:, first : first + images]
+        first, images, whole, generator = _drawn.get() or _Draws(0, len(x), len(x), None)
+        draws = torch.rand(len(x) // images, whole, device=x.device, generator=generator)[:, first : first + images]
         kept = (draws >= self.rate).to(x.dtype) / (1 - self.rate)
         return x * kept.view(-1, *[1] * (x.ndim - 1))
 
@@ -73,17 +85,17 @@ class Block(SwinTransformerBlock):
         )
         self.drop_path1 = self.drop_path2 = StochasticDepth(drop_path)
 
-    def _attn(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
+    def _normed_attn(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
         bias = F.embedding(self.attn.relative_position_index, self.attn.relative_position_bias_table).permute(2, 0, 1)
         windows = Windows(self.window_size[0], self.shift_size[0])
-        qkv = F.linear(x, self.attn.qkv.weight)
+        qkv = normed_linear(x, self.norm1, self.attn.qkv.weight)
         return self.attn.proj(window_attention(qkv, self.attn.qkv.bias, bias, windows))
 
     def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
-        x = x + self.drop_path1(self._attn(self.norm1(x)))
+        x = x + self.drop_path1(self._normed_attn(x))
         fc1, fc2 = self.mlp.fc1, self.mlp.fc2
         assert isinstance(fc1, nn.Linear) and isinstance(fc2, nn.Linear)
-        return x + self.drop_path2(feed_forward(self.norm2(x), fc1, fc2, "gelu"))
+        return x + self.drop_path2(feed_forward(x, fc1, fc2, "gelu", self.norm2))
 
 
 class Stage(nn.Module):

@@ -185,7 +185,9 @@ class PixelDecoder(nn.Module):
                 for project, level in zip(self.projections, reversed(levels), strict=True)
             ]
             refined = self._encode(levels)
-            upsampled = F.interpolate(refined[-1], size=finest.shape[2:], mode="bilinear", align_corners=False)
+            # channels last, as the other maps are: one map among the tokens of three levels is not told to be
+            last = refined[-1].clone(memory_format=torch.channels_last)
+            upsampled = F.interpolate(last, size=finest.shape[2:], mode="bilinear", align_corners=False)
             conv, norm = self.lateral
             x = norm(at_least_float32(conv(finest))) + upsampled
             conv, norm, relu = self.smooth

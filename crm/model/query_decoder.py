@@ -44,8 +44,12 @@ class Attention(nn.Module):
         value: Float[Tensor, "b n c"],
         allowed: Bool[Tensor, "b 1 q n"] | None = None,
     ) -> Float[Tensor, "b q c"]:
-        parts = zip((query, key, value), self.project.weight.chunk(3), self.project.bias.chunk(3), strict=True)
-        q, k, v = (F.linear(x, w, bias).unflatten(2, (self.heads, -1)).transpose(1, 2) for x, w, bias in parts)
+        weight, bias = self.project.weight, self.project.bias
+        if torch.is_autocast_enabled(query.device.type):  # once, not each third by itself
+            half = torch.get_autocast_dtype(query.device.type)
+            weight, bias = weight.to(half), bias.to(half)
+        parts = zip((query, key, value), weight.chunk(3), bias.chunk(3), strict=True)
+        q, k, v = (F.linear(x, w, shift).unflatten(2, (self.heads, -1)).transpose(1, 2) for x, w, shift in parts)
         x = attend(q, k, v, allowed)
         return self.output(x.transpose(1, 2).flatten(2))
 

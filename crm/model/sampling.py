@@ -121,13 +121,17 @@ class _WeightedGather(torch.autograd.Function):
     def forward(ctx, value: Tensor, offsets: Tensor, weights: Tensor, sizes: tuple[Size, ...]) -> Tensor:
         ctx.save_for_backward(value, offsets, weights)
         ctx.sizes = sizes
-        return torch.cat([_forward(*part, sizes) for part in _parts(value, offsets, weights)])
+        return _whole([_forward(*part, sizes) for part in _parts(value, offsets, weights)])
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         found = [_backward(*part, ctx.sizes) for part in _parts(*ctx.saved_tensors, grad_outputs[0])]
-        of_value, of_offsets, of_weights = (torch.cat(parts) for parts in zip(*found, strict=True))
+        of_value, of_offsets, of_weights = (_whole(parts) for parts in zip(*found, strict=True))
         return of_value, of_offsets, of_weights, None
+
+
+def _whole(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -71,7 +71,7 @@ class _ImageByImage(torch.autograd.Function):
     def forward(ctx: Any, qkv: Tensor, qkv_bias: Tensor, bias: Tensor, windows: Windows) -> Tensor:
         ctx.save_for_backward(qkv, qkv_bias, bias)
         ctx.windows = windows
-        return torch.cat([_attend(part, qkv_bias, bias, windows) for (part,) in _parts(qkv)])
+        return _whole([_attend(part, qkv_bias, bias, windows) for (part,) in _parts(qkv)])
 
     @staticmethod
     @torch.amp.custom_bwd(device_type="cpu")
@@ -82,12 +82,16 @@ class _ImageByImage(torch.autograd.Function):
             of_part, *more = _gradients(part, *biases, ctx.windows, grad)
             of_qkv.append(of_part)
             torch._foreach_add_(of_biases, more)
-        return torch.cat(of_qkv), of_biases[0], of_biases[1], None
+        return _whole(of_qkv), of_biases[0], of_biases[1], None
 
 
 def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     _, height, width, _ = tensors[0].shape
     yield from zip(*(one.split(max(1, TOKENS // (height * width))) for one in tensors), strict=True)
+
+
+def _whole(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
 
 
 class _Attention(NamedTuple):
