@@ -508,15 +508,6 @@ def test_many_maps_sampled_as_a_table_equal_grid_sample():
     assert sample_maps(spread, points.double()).requires_grad
 
 
-def test_many_maps_sampled_as_a_table_equal_grid_sample():
-    maps = torch.randn(2, 20, 6, 9, dtype=torch.float64, generator=random())
-    points = torch.cat([torch.rand(2, 200, 2, generator=random()), torch.tensor([[[0.0, 0.0], [1.0, 1.0]]] * 2)], dim=1)
-    expected = F.grid_sample(maps, 2 * points.double()[:, None] - 1, align_corners=False)[:, :, 0]
-    torch.testing.assert_close(sample_maps(maps, points.double()), expected)
-    spread = maps.clone().requires_grad_()  # with a gradient it is grid_sample
-    assert sample_maps(spread, points.double()).requires_grad
-
-
 def test_targets_know_the_classes_the_padding_and_what_is_ignored():
     labels = torch.tensor([[[0, 2], [7, 2]], [[1, 1], [1, 1]]], dtype=torch.uint8)
     targets = make_targets(labels, 3, 7, padded=(2, 3), valid=[(2, 2), (1, 2)])
