@@ -7,19 +7,17 @@ The published Swin-T network with random weights on synthetic scenes: batch 2, 2
 of patch 32, 12,544 points; evaluation of one image of 480 x 640. Stochastic depth is off, so that losses can be
 compared. `benchmarks.released` is the other side, always in float32. All sides run in one process in turns, with the
 same state of the optimiser; the median counts. Processor seconds stand beside wall seconds: where others use the
-machine, those are the ones to compare. Memory is measured in a round of its own, before the others: there what a turn
-has freed is given back before the next, so that the peak of resident memory is its own, and the next has to ask for all
-of it anew. That takes the released arrangement, which has the larger blocks, seconds over several steps, so the two
-rounds that follow are counted by themselves, as the first steps of a process; then both sides have settled. No round
-begins that would end after --minutes, except the first.
+machine, those are the ones to compare. The memory that a process asks for at first it keeps, and asking takes the
+released arrangement, which has the larger blocks, seconds over several steps: so the first rounds are counted by
+themselves; then both sides have settled. No round begins that would end after --minutes, except the first.
+Memory is the peak of resident memory of a process that takes three such steps of one side and does nothing else.
 The ceiling is what one large matrix product of float32 achieves at the same moment.
 """
 
 import argparse
-import ctypes
-import gc
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -59,7 +57,8 @@ CONFIG = override(
      "masking.kind": "complementary", "loss.count_padding": True, "loss.count_ignored": True},
 )  # fmt: skip
 Side = Callable[["Clock", int], None]  # a turn on so many images
-SETTLING = 2  # rounds
+SETTLING = 3  # rounds
+REMEMBERED = 3  # steps, after which the peak of memory no longer grows
 PARTS = {SwinBranch: "backbones", PixelDecoder: "pixel decoder", QueryDecoder: "query decoder"}
 
 
@@ -74,8 +73,15 @@ def main() -> None:
     parser.add_argument("--part", choices=("step", "evaluation", "both"), default="both")
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--peak-of", metavar="SIDE", help=argparse.SUPPRESS)  # what a process for one side is told
     given = parser.parse_args()
     Machine(runs=Path(), threads=given.threads).take_process()
+    if given.peak_of:
+        sides, images = (evaluation_sides(), 1) if given.part == "evaluation" else (Steps(given).sides, given.batch)
+        for _ in range(REMEMBERED):
+            sides[given.peak_of](Clock(), images)
+        print(peak())
+        return
     before = os.getloadavg()[0]
     given.until = time.monotonic() + 60 * given.minutes
     found: dict[str, dict[str, Any]] = {}
@@ -112,59 +118,76 @@ class Clock:
         self.cpu[name] += time.process_time() - processor
 
 
-def step(given: argparse.Namespace) -> dict[str, Any]:
-    """A training step of all sides, and how far losses of one image at equal points are apart."""
-    torch.manual_seed(0)
-    precisions = ("fp32", "bf16") if given.precision == "both" else (given.precision,)
-    config = override(CONFIG, {"batch": given.batch})
-    split = open_run_split(config.data, "train", None, None)
-    batch = make_batch(config, split, 0)
-    model = build_segmenter(CONFIG.model, split.spec.num_classes).train()
-    machine = Machine(runs=Path(), threads=given.threads, head_passes=given.head_passes, recompute=given.recompute)
-    tokens = batch.image.shape[2] * batch.image.shape[3] // PATCH**2
-    how = machine.passes_through_head(given.batch, tokens, config.model.width)
-    hidden = training_masks(config, (batch.image.shape[2], batch.image.shape[3]), 0)
-    assert hidden is not None
-    targets = make_targets(batch.label, split.spec.num_classes, split.spec.ignore_index, valid=batch.valid)
+class Steps:
+    """A training step of all sides on the same network."""
 
-    def given_to(images: int) -> tuple[Tensor, Tensor, Targets]:
-        return batch.image[:images], hidden[:images], targets.part(slice(0, images))
+    def __init__(self, given: argparse.Namespace) -> None:
+        torch.manual_seed(0)
+        self.given = given
+        precisions = ("fp32", "bf16") if given.precision == "both" else (given.precision,)
+        config = override(CONFIG, {"batch": given.batch})
+        split = open_run_split(config.data, "train", None, None)
+        self.batch = make_batch(config, split, 0)
+        self.model = build_segmenter(CONFIG.model, split.spec.num_classes).train()
+        size = (self.batch.image.shape[2], self.batch.image.shape[3])
+        machine = Machine(runs=Path(), threads=given.threads, head_passes=given.head_passes, recompute=given.recompute)
+        tokens = size[0] * size[1] // PATCH**2
+        self.head_passes = machine.passes_through_head(given.batch, tokens, config.model.width)
+        hidden = training_masks(config, size, 0)
+        assert hidden is not None
+        self.hidden = hidden
+        self.targets = make_targets(
+            self.batch.label, split.spec.num_classes, split.spec.ignore_index, valid=self.batch.valid
+        )
+        self.our_optimizer = build_optimizer(self.model, CONFIG.optim)
+        self.their_optimizer = released.optimizer(self.model, CONFIG.optim)
+        self.their_optimizer.state = self.our_optimizer.state  # the same tensors in other groups
+        self.sides: dict[str, Side] = {precision: partial(self._ours, precision) for precision in precisions}
+        self.sides["released"] = self._theirs
 
-    with torch.no_grad():
-        say("comparing losses")
+    @torch.no_grad()
+    def apart(self) -> dict[str, float]:
+        """How far losses of one image at equal points are from the released ones, by precision."""
         draw = torch.Generator().manual_seed(0)
-        theirs = released.losses(model, *given_to(1), CONFIG.loss, draw, lambda name: nullcontext())
-        apart = {}
-        for precision in precisions:
-            with in_precision(model, precision):
+        theirs = released.losses(self.model, *self._given(1), CONFIG.loss, draw, lambda name: nullcontext())
+        found = {}
+        for precision in self.sides.keys() - {"released"}:
+            with in_precision(self.model, precision):
                 points = ReleasedPoints(torch.Generator().manual_seed(0))
-                ours = objective(model, *given_to(1), CONFIG.loss, points, how).terms
-            apart[precision] = max(abs(ours[name].item() / value.item() - 1) for name, value in theirs.items())
+                ours = objective(self.model, *self._given(1), CONFIG.loss, points, self.head_passes).terms
+            found[precision] = max(abs(ours[name].item() / value.item() - 1) for name, value in theirs.items())
+        return found
 
-    def our_step(precision: str, clock: Clock, images: int) -> None:
-        model.recompute(given.recompute)
-        with parted(model, clock), clock.part("whole"), in_precision(model, precision):
+    def _given(self, images: int) -> tuple[Tensor, Tensor, Targets]:
+        return self.batch.image[:images], self.hidden[:images], self.targets.part(slice(0, images))
+
+    def _ours(self, precision: str, clock: Clock, images: int) -> None:
+        self.model.recompute(self.given.recompute)
+        with parted(self.model, clock), clock.part("whole"), in_precision(self.model, precision):
             points = RandomPoints(torch.Generator().manual_seed(0))
-            objective(model, *given_to(images), CONFIG.loss, points, how, backward=True)
+            objective(self.model, *self._given(images), CONFIG.loss, points, self.head_passes, backward=True)
         named = ("backbones", "pixel decoder", "query decoder")
         for times in (clock.wall, clock.cpu):
             backward = times.pop("backward")  # to stand last, as on the other side
             times["matching and losses"] = times.pop("whole") - backward - sum(times[name] for name in named)
             times["backward"] = backward
-        descend(model, our_optimizer, clock)
-        model.recompute(False)
+        descend(self.model, self.our_optimizer, clock)
+        self.model.recompute(False)
 
-    def their_step(clock: Clock, images: int) -> None:
+    def _theirs(self, clock: Clock, images: int) -> None:
         draw = torch.Generator().manual_seed(0)
-        terms = released.losses(model, *given_to(images), CONFIG.loss, draw, clock.part)
+        terms = released.losses(self.model, *self._given(images), CONFIG.loss, draw, clock.part)
         with clock.part("backward"):
             torch.stack(list(terms.values())).sum().backward()
-        descend(model, their_optimizer, clock)
+        descend(self.model, self.their_optimizer, clock)
 
-    our_optimizer, their_optimizer = build_optimizer(model, CONFIG.optim), released.optimizer(model, CONFIG.optim)
-    their_optimizer.state = our_optimizer.state  # the same tensors in other groups
-    sides = {precision: partial(our_step, precision) for precision in precisions}
-    found = in_turns({**sides, "released": their_step}, given, given.batch)
+
+def step(given: argparse.Namespace) -> dict[str, Any]:
+    """A training step of all sides, and how far losses of one image at equal points are apart."""
+    steps = Steps(given)
+    say("comparing losses")
+    apart = steps.apart()
+    found = in_turns("step", steps.sides, given, given.batch)
     names = {"fp32": "step", "bf16": "step_bf16"}
     return {names[one]: {"losses_apart": apart[one]} | result for one, result in found.items()}
 
@@ -185,12 +208,12 @@ def descend(model: nn.Module, optimizer: torch.optim.Optimizer, clock: Clock) ->
         optimizer.zero_grad(set_to_none=True)
 
 
-def evaluation(given: argparse.Namespace) -> dict[str, Any]:
-    """One image of 480 x 640 to its class map."""
+def evaluation_sides(found: dict[str, Tensor] | None = None) -> dict[str, Side]:
+    """One image of 480 x 640 to its class map, which goes into `found`."""
     torch.manual_seed(0)
     model = build_segmenter(CONFIG.model, 9).eval().requires_grad_(False)  # the counter of operations needs it
     image = torch.randn(1, 4, 480, 640)
-    found = {}
+    found = {} if found is None else found
 
     def ours(clock: Clock, images: int) -> None:
         with clock.part("all"), torch.inference_mode():
@@ -200,8 +223,14 @@ def evaluation(given: argparse.Namespace) -> dict[str, Any]:
         with clock.part("all"):
             found["released"] = released.predict(model, image)
 
-    result = in_turns({"ours": ours, "released": theirs}, given, 1)["ours"]
-    changed = float((found["ours"] != found["released"]).double().mean())
+    return {"ours": ours, "released": theirs}
+
+
+def evaluation(given: argparse.Namespace) -> dict[str, Any]:
+    """One image of both sides, and how many pixels have another class."""
+    maps: dict[str, Tensor] = {}
+    result = in_turns("evaluation", evaluation_sides(maps), given, 1)["ours"]
+    changed = float((maps["ours"] != maps["released"]).double().mean())
     return {"evaluation": {"pixels_changed": changed} | result}
 
 
@@ -246,12 +275,15 @@ def parted(model: Segmenter, clock: Clock) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------- measuring
 
 
-def in_turns(sides: dict[str, Side], given: argparse.Namespace, batch: int) -> dict[str, dict[str, Any]]:
+def in_turns(part: str, sides: dict[str, Side], given: argparse.Namespace, batch: int) -> dict[str, dict[str, Any]]:
     """For every side but "released", its medians and those of "released", and the ratios turn by turn.
 
-    The first turn of each, on one image, warms up and counts operations, which a batch has in proportion; the second
-    measures memory.
+    The first turn of each, on one image, warms up and counts operations, which a batch has in proportion.
     """
+    peaks = {}
+    for name in sides:
+        say(f"memory: {name}")
+        peaks[name] = peak_of(part, name, given)
     operations = {}
     for name, side in sides.items():
         say(f"warming up: {name}")
@@ -259,12 +291,6 @@ def in_turns(sides: dict[str, Side], given: argparse.Namespace, batch: int) -> d
             side(Clock(), 1)
         operations[name] = batch * counter.get_total_flops()
     turns: dict[str, list[Clock]] = {name: [] for name in sides}
-    peaks = {}
-    for name, side in sides.items():
-        say(f"memory: {name}")
-        forget_peak()
-        side(Clock(), batch)
-        peaks[name] = peak()
     first: dict[str, list[Clock]] = {name: [] for name in sides}
     for name, side in [*sides.items()] * SETTLING:
         say(f"first steps: {name}")
@@ -332,15 +358,16 @@ def product_speed(kind: torch.dtype) -> float:
     return 2 * side**3 / min(seconds)
 
 
-def forget_peak() -> None:
-    """Gives back what is free and lets the peak of resident memory start anew (Linux, glibc)."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
+def peak_of(part: str, side: str, given: argparse.Namespace) -> int:
+    """Peak of resident memory, in bytes, of a process of its own that takes some turns of one side."""
+    told = ["--part", part, "--peak-of", side, "--batch", given.batch, "--threads", given.threads,
+            "--head-passes", given.head_passes, *(["--recompute"] if given.recompute else [])]  # fmt: skip
+    command = [sys.executable, "-m", "benchmarks.step", *map(str, told)]
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def peak() -> int:
-    """Peak of resident memory since then, bytes."""
+    """Peak of resident memory of this process, bytes (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 

@@ -6,9 +6,10 @@ what it wrote. With images of its own a thread shares the weights alone.
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -66,14 +67,24 @@ class Replicas:
                 return work(share)
 
         try:
-            with ThreadPoolExecutor(len(others)) as pool:
-                rest = [pool.submit(copy_context().run, alone, share) for share in others]
-                found = [alone(first), *(one.result() for one in rest)]
+            pool = _pool(len(others))
+            rest = [pool.submit(copy_context().run, alone, share) for share in others]
+            try:
+                found = [alone(first)]
+            finally:
+                wait(rest)
+            found += [one.result() for one in rest]
         finally:
             torch.set_num_threads(threads)
         for share in others:
             _move_gradients(share.model, first.model)
         return found
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Kept for later steps: the allocator has memory for each thread, which another one does not find."""
+    return ThreadPoolExecutor(threads)
 
 
 def _replica(model: Segmenter) -> Segmenter:

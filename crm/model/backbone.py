@@ -98,6 +98,16 @@ class Block(SwinTransformerBlock):
         return x + self.drop_path2(feed_forward(x, fc1, fc2, "gelu", self.norm2))
 
 
+class Merge(PatchMerging):
+    """timm's merging of 2 x 2 tokens into one."""
+
+    def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b _ _ _"]:
+        b, height, width, channels = x.shape
+        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        x = x.reshape(b, x.shape[1] // 2, 2, x.shape[2] // 2, 2, channels).permute(0, 1, 3, 4, 2, 5).flatten(3)
+        return normed_linear(x, self.norm, self.reduction.weight)
+
+
 class Stage(nn.Module):
     """The blocks of one stage and, except after the last, the merging of 2 x 2 tokens into one."""
 
@@ -106,7 +116,7 @@ class Stage(nn.Module):
         self.blocks = nn.Sequential(
             *(Block(channels, heads, window, window // 2 * (i % 2), rate) for i, rate in enumerate(drop_path))
         )
-        self.merge = PatchMerging(channels) if merge else nn.Identity()
+        self.merge = Merge(channels) if merge else nn.Identity()
 
 
 class SwinBranch(nn.Module):

@@ -19,7 +19,7 @@ from crm.model.normed import Norm, Normed, can_recompute
 
 ROWS = 2**10  # at a time on a CPU; elsewhere all of them
 ROWS_OF_HALF = 2**14  # in half precision, whose products want long sums
-NARROW = 192  # channels, up to which hidden values of GELU are not kept on a CPU
+NARROW = 96  # channels per byte of a value, up to which hidden values of GELU are not kept on a CPU
 Activation = Literal["relu", "gelu"]
 
 
@@ -127,12 +127,12 @@ def feed_forward(
     before = (None, None, 0.0) if norm is None else Norm.of(norm)
     with torch.autocast(device, enabled=False):
         flat = x.reshape(-1, x.shape[-1])
-        keep = torch.is_grad_enabled() and not (device == "cpu" and activation == "gelu" and x.shape[-1] <= NARROW)
+        again = device == "cpu" and activation == "gelu" and x.shape[-1] <= NARROW * kind.itemsize
         found = _FeedForward.apply(
             flat if norm is not None else flat.to(kind),
             *before,
             *(wide.weight, wide.bias, narrow.weight, narrow.bias),
-            *(activation, kind, keep),
+            *(activation, kind, torch.is_grad_enabled() and not again),
         )
     assert isinstance(found, Tensor)
     return found.view(*x.shape[:-1], narrow.out_features)
