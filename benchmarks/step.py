@@ -1,6 +1,6 @@
 """What a training step and an evaluation cost, ours beside an as-released arrangement of the same network.
 
-    python -m benchmarks.step [--rounds 4] [--minutes 8] [--batch 2] [--precision fp32|bf16|both] [--recompute]
+    python -m benchmarks.step [--rounds 4] [--minutes 12] [--batch 2] [--precision fp32|bf16|both] [--recompute]
                               [--part step|evaluation|both] [--threads N] [--json FILE]
 
 The published Swin-T network with random weights on synthetic scenes: batch 2, 256 x 320 pixels, complementary masks 0.5
@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--batch", type=int, default=CONFIG.batch)
-    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--minutes", type=float, default=12.0)
     parser.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both", help="of our training step")
     parser.add_argument("--recompute", action="store_true", help="our side recomputes activations: less memory")
     parser.add_argument("--head-passes", choices=HEAD_PASSES, default="auto", help="of our side")
