@@ -5,6 +5,7 @@ what it wrote. With images of its own a thread shares the weights alone.
 """
 
 import math
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
@@ -60,10 +61,11 @@ class Replicas:
             return [work(first)]
         threads = torch.get_num_threads()
         half = torch.is_autocast_enabled("cpu")
+        kind = torch.get_autocast_dtype("cpu")  # both belong to a thread
 
         def alone(share: Share) -> T:
             torch.set_num_threads(threads // len(self.shares))
-            with torch.autocast("cpu", torch.get_autocast_dtype("cpu"), enabled=half):
+            with torch.autocast("cpu", kind, enabled=half):
                 return work(share)
 
         try:
@@ -85,6 +87,9 @@ class Replicas:
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Kept for later steps: the allocator has memory for each thread, which another one does not find."""
     return ThreadPoolExecutor(threads)
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of the threads
 
 
 def _replica(model: Segmenter) -> Segmenter:

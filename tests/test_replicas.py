@@ -1,5 +1,6 @@
 """A step whose threads have images of their own, against the same step in one thread."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -102,8 +103,18 @@ def test_shares_are_under_the_autocast_of_the_caller():
     replicas = Replicas(network(), 2, threaded=True)
     a = torch.ones(2, 2)
     assert replicas.each(lambda share: (a @ a).dtype) == [torch.float32] * 2
-    with torch.autocast("cpu", torch.bfloat16):
-        assert replicas.each(lambda share: (a @ a).dtype) == [torch.bfloat16] * 2
+    for half in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", half):
+            assert replicas.each(lambda share: (a @ a).dtype) == [half] * 2
+
+
+def test_a_forked_process_has_threads_of_its_own():
+    torch.set_num_threads(2)
+    replicas = Replicas(network(), 2, threaded=True)
+    assert replicas.each(lambda share: share.number) == [0, 1]
+    if (child := os.fork()) == 0:
+        os._exit(7 if replicas.each(lambda share: share.number) == [0, 1] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 @pytest.mark.parametrize("case", [*ALTERNATIVES, "published"])
