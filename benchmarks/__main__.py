@@ -39,9 +39,9 @@ INTRODUCTION = """# What it costs
 
 Written by `make bench` from `results/`; nothing here is typed by hand. Each benchmark also runs alone, as
 `python -m benchmarks.NAME` (`--help` says what it measures), and `python -m benchmarks NAME...` runs some of them.
-Ratios are of both sides measured in turns in one process. *Others* is how many cores other processes used meanwhile:
-beyond {calm} a line is marked **busy**, and its wall times are not to be trusted; ratios and processor seconds suffer
-less.
+Ratios of time are of both sides measured in turns in one process, ratios of memory of a process for each. *Others* is
+how many cores other processes used meanwhile: beyond {calm} a line is marked **busy**, and its wall times are not to be
+trusted; ratios and processor seconds suffer less.
 """
 
 
