@@ -58,7 +58,7 @@ CONFIG = override(
 )  # fmt: skip
 Side = Callable[["Clock", int], None]  # a turn on so many images
 SETTLING = 3  # rounds
-REMEMBERED = 3  # steps, after which the peak of memory no longer grows
+REMEMBERED = 3  # steps, after which the peak of memory grows by one per cent at most
 PARTS = {SwinBranch: "backbones", PixelDecoder: "pixel decoder", QueryDecoder: "query decoder"}
 
 

@@ -185,7 +185,7 @@ class PixelDecoder(nn.Module):
                 for project, level in zip(self.projections, reversed(levels), strict=True)
             ]
             refined = self._encode(levels)
-            # channels last, as the other maps are: one map among the tokens of three levels is not told to be
+            # the other maps are channels last; one cut out of the tokens of three levels is not taken for such
             last = refined[-1].clone(memory_format=torch.channels_last)
             upsampled = F.interpolate(last, size=finest.shape[2:], mode="bilinear", align_corners=False)
             conv, norm = self.lateral
