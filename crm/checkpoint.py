@@ -134,7 +134,7 @@ def restore(checkpoint: Checkpoint, trainer: "Trainer") -> None:
         state = {}
         for key in ("step", "exp_avg", "exp_avg_sq"):
             if (value := checkpoint.optimizer.get(prefix + key)) is not None:
-                state[key] = value if key == "step" else value.to(parameter.device)
+                state[key] = value.to(parameter.device)  # the counter too: the fused kernel reads it there
         if state:
             trainer.optimizer.state[parameter] = state
     torch.manual_seed(0)  # every step seeds itself; nothing may depend on what is left over here

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from crm.losses import self_distillation
 from crm.model.pixel_decoder import at_least_float32
+from crm.transfer import sent
 
 
 class Output(NamedTuple):
@@ -167,7 +168,7 @@ def _aligned(wanted: Float[Tensor, "b q k"], found: Float[Tensor, "b q k"]) -> I
     costs = torch.cdist(wanted, found, p=1).cpu().numpy()
     if not np.isfinite(costs).all():
         raise FloatingPointError("the class logits to align are nan or inf, so training has diverged")
-    return torch.from_numpy(np.stack([linear_sum_assignment(cost)[1] for cost in costs])).to(found.device)
+    return sent(torch.from_numpy(np.stack([linear_sum_assignment(cost)[1] for cost in costs])), found.device)
 
 
 def _log_map(output: Output) -> Float[Tensor, "b k1 h w"]:

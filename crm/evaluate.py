@@ -43,6 +43,7 @@ from crm.model.query_decoder import Prediction
 from crm.model.segmenter import Hidden, Image, Maps, Modality, Segmenter, build_segmenter, semantic_scores
 from crm.records import Claim, append, evaluation, file_hash, trained_on, unfinished
 from crm.sums import note
+from crm.transfer import sent
 from crm.unfinished import Evidence, Unfinished
 
 T = TypeVar("T")
@@ -346,8 +347,8 @@ def _predict(
         """What one branch has computed; kept as long as a later condition needs it."""
         while side not in maps:
             made, (image, hidden) = next(inputs)
-            hidden = None if hidden is None else hidden.to(device)
-            maps[made] = model.branch(made[0], image.to(device), hidden), hidden
+            hidden = None if hidden is None else sent(hidden, device)
+            maps[made] = model.branch(made[0], sent(image, device), hidden), hidden
         uses[side] -= 1
         return maps[side] if uses[side] else maps.pop(side)
 

@@ -199,7 +199,8 @@ def mean_pixels(
     """The data set's mean colour, 0 after normalisation [cutout]; mask tokens are then never used nor trained."""
     pixels = hidden.repeat_interleave(TOKEN, dim=2).repeat_interleave(TOKEN, dim=3)
     pixels = pixels[:, :, : image.shape[2], : image.shape[3]]
-    return torch.where(pixels[:, [0, 0, 0, 1]], 0.0, image), None
+    rgb, thermal = pixels.split(1, dim=1)
+    return torch.where(torch.cat([rgb, rgb, rgb, thermal], dim=1), 0.0, image), None
 
 
 # what the network gets instead of hidden tokens: an image, and tokens that its mask tokens replace

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crm.points import Corners, class_shares, point_weights
+from crm.transfer import sent
 
 Weights = tuple[float, float, float]  # of class, mask and dice cost
 
@@ -72,4 +73,4 @@ def assign(costs: Float[Tensor, "r q t"], classes: Sequence[Sequence[int]]) -> P
     for row, present in enumerate(classes):
         query, column = linear_sum_assignment(table[row, :, : len(present)])
         found.append(np.stack([np.full_like(query, row), query, np.asarray(present, np.int64)[column]]))
-    return Pairs(*torch.from_numpy(np.concatenate(found, axis=1)).to(costs.device))
+    return Pairs(*sent(torch.from_numpy(np.concatenate(found, axis=1)), costs.device))

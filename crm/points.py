@@ -207,11 +207,11 @@ def _corners(
     Args:
         height, width: of a map with its border of one cell; without it the points go from 0 to 1.
     """
-    place = points * points.new_tensor([width - 2, height - 2]) + 0.5  # 0.5 is the centre of the border's cell
-    corner = place.floor()
-    x, y = (place - corner).unbind(2)
-    corner = corner.long()
-    first = corner[..., 1] * width + corner[..., 0] + (images * (height * width))[:, None]
+    sides = width - 2, height - 2
+    x, y = (at * side + 0.5 for at, side in zip(points.unbind(2), sides, strict=True))  # 0.5: the border cell's centre
+    left, top = x.floor(), y.floor()
+    first = top.long() * width + left.long() + (images * (height * width))[:, None]
+    x, y = x - left, y - top
     right = x * y
     shares = torch.stack([1 - x - y + right, x - right, y - right, right], dim=1)
     return torch.stack([first, first + 1, first + width, first + width + 1], dim=1).int(), shares

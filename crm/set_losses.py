@@ -29,6 +29,7 @@ from crm.points import (
     sample_maps,
 )
 from crm.targets import Part, Targets
+from crm.transfer import sent
 
 # mask values read at points at once, without gradient: bounds memory, not the result. On a CPU they stay in its cache.
 CHUNK = 2**24
@@ -121,7 +122,7 @@ def _costs(
     rows, queries = class_logits.shape[:2]
     most = max(map(len, present))
     table = torch.tensor([[*classes, *[0] * (most - len(classes))] for classes in present], dtype=torch.long)
-    table = table.view(rows, most).to(class_logits.device)
+    table = sent(table.view(rows, most), class_logits.device)
     weights = (loss.class_weight, loss.mask_weight, loss.dice_weight)
     size = max(1, _chunk(mask_logits) // (queries * loss.points))
     costs = []

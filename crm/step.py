@@ -33,6 +33,7 @@ from crm.passes import drawn_passes
 from crm.points import RandomPoints
 from crm.randomness import derive
 from crm.targets import Part, Targets, make_targets
+from crm.transfer import sent
 
 
 class RunFailed(RuntimeError):
@@ -158,13 +159,10 @@ class Trainer:
         self.model.train()
         masks = training_masks(config, (batch.image.shape[2], batch.image.shape[3]), number)
         targets, counts = self._targets(batch)
-        image = batch.image.to(self.machine.device, non_blocking=True)
-        view = None if batch.view is None else View(
-            batch.view.image.to(self.machine.device, non_blocking=True), *self._targets(batch.view)
-        )  # fmt: skip
-        hidden = None if masks is None else masks[self.places.start : self.places.stop].to(
-            self.machine.device, non_blocking=True
-        )  # fmt: skip
+        device = self.machine.device
+        image = sent(batch.image, device)
+        view = None if batch.view is None else View(sent(batch.view.image, device), *self._targets(batch.view))
+        hidden = None if masks is None else sent(masks[self.places.start : self.places.stop], device)
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for images in self._parts(len(image)):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crm.points import IGNORED, OUTSIDE, PADDED
+from crm.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Targets:
     padded: bool
 
     def to(self, device: torch.device | str) -> "Targets":
-        return replace(self, labels=self.labels.to(device, non_blocking=True))
+        return replace(self, labels=sent(self.labels, device))
 
     def part(self, images: slice) -> "Targets":
         """Those of some images."""
