@@ -50,8 +50,20 @@ def join(device: str) -> World:
             os.environ["MASTER_ADDR"] = _first_node(os.environ["SLURM_STEP_NODELIST"])
             os.environ["MASTER_PORT"] = str(20_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000)
         backend = chosen("device", device.partition(":")[0], BACKENDS)
+        if backend == "nccl":
+            torch.cuda.set_device(own_gpu(device, world, torch.cuda.device_count()))
         dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
     return world
+
+
+def own_gpu(device: str, world: World, count: int) -> int:
+    """The GPU of this process among those it sees; ValueError if all processes are to share one.
+
+    torchrun shows every process all GPUs of the node, Slurm may show each its own alone.
+    """
+    if ":" in device:
+        raise ValueError(f"several processes of a run take a GPU each: --device cuda, not {device}")
+    return world.local % max(1, count)
 
 
 def _first_node(nodes: str) -> str:

@@ -81,9 +81,18 @@ class Machine:
 
         Memory that is given back after every layer has to be asked for again page by page. Kept, it is not given back
         to other processes either until this one ends. Only glibc can be told.
+
+        ValueError if the device is not there.
         """
         import torch  # commands that only describe machines do without it
 
+        kind, _, number = self.device.partition(":")
+        if kind == "cuda":
+            if int(number or 0) >= (count := torch.cuda.device_count()):
+                found = f"{count} GPU{'s' * (count > 1)}" if count else "no GPU"
+                raise ValueError(f"this machine has no {self.device}: PyTorch finds {found} here (crm doctor)")
+            if number:
+                torch.cuda.set_device(int(number))
         torch.set_num_threads(self.threads)
         if tell := getattr(ctypes.CDLL(None), "mallopt", None):
             for setting in (TRIM_THRESHOLD, MMAP_THRESHOLD):

@@ -188,6 +188,8 @@ def _matrix(trainer: Trainer, split: Split) -> np.ndarray:
 
 def _write_provenance(folder: Path, machine: Machine, weights: dict[str, Any], *splits: Split) -> None:
     record = provenance({split.name: manifest(split) for split in splits}, weights, machine.device)
+    if machine.device.startswith("cuda"):
+        record["hardware"]["gpu"] = torch.cuda.get_device_name(machine.device)
     write_json(folder / CODE, record.pop("code_parts"))
     if diff := record.pop("diff"):
         write_bytes(folder / "uncommitted.diff", diff.encode())

@@ -159,16 +159,12 @@ def _work(
     tell: Callable,
 ) -> bool:
     """Trains and evaluates; False if asked to stop before the end."""
-    import torch
-
     from crm.evaluate import evaluate_run
     from crm.train import train
 
     trained = (mine.folder / "result.json").exists()
     if not trained:
         machine = eased(mine.folder, recorded_numerics(mine.folder, machine))
-    if machine.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"this machine has no {machine.device}, on which the run is to be worked on")
     machine.take_process()
     if not trained:
         if _chief(machine.processes):

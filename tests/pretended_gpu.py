@@ -1,13 +1,13 @@
 """A GPU in pretence: tensors that say they are on `cuda:0`, and a CPU that computes them.
 
 What a GPU refuses is refused: a tensor of the host among its own, numpy. Where the host would wait for it is noted.
-Branches for other devices are taken, with real numbers. Not shown: kernels that only a GPU has, memory, speed, and which
-operations its own autocast takes in half precision (the CPU's list counts instead).
+Branches for other devices are taken, with real numbers. Not shown: kernels that only a GPU has, memory, speed, and
+which operations its own autocast takes in half precision (the CPU's list counts instead).
 """
 
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,13 @@ from crm.model import sampling
 
 GPU = torch.device("cuda", 0)
 CPU = torch.device("cpu")
+TORCH, CRM = (str(Path(package.__file__).parent) for package in (torch, crm))
 aten = torch.ops.aten
+SAID = {
+    "_lazy_init": None, "is_available": True, "device_count": 1, "get_device_name": "a GPU in pretence",
+    "synchronize": None, "reset_peak_memory_stats": None, "max_memory_allocated": 2**30, "memory_reserved": 2**30,
+    "max_memory_reserved": 2**30, "mem_get_info": (2**33, 2**34),
+}  # fmt: skip
 # the host needs a value before it can go on
 WAITING = {
     aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default,
@@ -88,9 +94,12 @@ def _awaited(index: Tensor | None) -> bool:
 
 def _asked_by_autograd() -> bool:
     """Zeros that C++ makes for what has no gradient are on the CPU, as to C++ everything is."""
-    ours = (__file__, "torch/_compile.py", "torch/_dynamo/eval_frame.py")
-    callers = (frame for frame in reversed(traceback.extract_stack()) if not frame.filename.endswith(ours))
-    return next(callers).name == "_engine_run_backward"
+    for frame in reversed(traceback.extract_stack()):
+        if frame.name == "_engine_run_backward":
+            return True
+        if not frame.filename.startswith((TORCH, __file__)):
+            return False
+    return False
 
 
 class _Factories(TorchDispatchMode):
@@ -132,8 +141,7 @@ _noted: list[str] | None = None
 
 
 def _wait(what: str) -> None:
-    package = str(Path(crm.__file__).parent)
-    callers = [frame for frame in traceback.extract_stack() if frame.filename.startswith(package)]
+    callers = [frame for frame in traceback.extract_stack() if frame.filename.startswith(CRM)]
     if _noted is not None:
         _noted.append(f"{Path(callers[-1].filename).name}: {what}" if callers else what)
 
@@ -226,10 +234,11 @@ _group = clip_grad._group_tensors_by_device_and_dtype
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The device "cuda" is there, in pretence."""
     torch.__future__.set_overwrite_module_params_on_conversion(True)
-    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
-    for name, result in {"synchronize": None, "reset_peak_memory_stats": None, "max_memory_allocated": 2**30,
-                         "memory_reserved": 2**30, "max_memory_reserved": 2**30}.items():  # fmt: skip
+    monkeypatch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda self: None)
+    for name, result in SAID.items():
         monkeypatch.setattr(torch.cuda, name, lambda *given, result=result: result)
+    # a tensor with another inside cannot enter inference mode
+    monkeypatch.setattr(torch, "inference_mode", lambda on=True: torch.no_grad() if on else nullcontext())
     monkeypatch.setattr(sampling, "_faster_kernel", lambda *given: None)
     monkeypatch.setattr(clip_grad, "_group_tensors_by_device_and_dtype", _grouped)
     monkeypatch.setattr(torch, "Generator", _Generator)

@@ -3,33 +3,55 @@
 Without a GPU this is shown on one in pretence (`tests.pretended_gpu`).
 """
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from crm.checkpoint import load_checkpoint, restore, save_checkpoint
-from crm.config import override
+from crm.conditions import CLEAN_TEST, MISSING, suite
+from crm.config import Config, override
+from crm.confusion import load_evaluation
+from crm.data.dataset import open_run_split
 from crm.data.loader import make_batch
-from crm.model.segmenter import build_segmenter
-from crm.step import Trainer
-from tests.pretended_gpu import GPU, OnGPU, waits
+from crm.diagnose import diagnose
+from crm.distributed import World, own_gpu
+from crm.evaluate import evaluate
+from crm.overhead import measure
+from crm.predict import load_network, predict
+from crm.records import evaluation, open_run
+from crm.smoke import smoke
+from crm.step import Step, Trainer
+from crm.worker import DONE, STOPPED, attempt
+from tests.pretended_gpu import GPU, waits
 from tests.pretended_gpu import gpu as gpu
+from tests.test_combinations import BASE, design, made, refusal
 from tests.test_step import ALTERNATIVES, CONFIG, SPLIT
-from tests.tiny import machine
+from tests.tiny import TINY, machine
 
 SETTINGS = {"published": {}, **ALTERNATIVES}
+HOW = {"in parts": {"micro_batch": 2}, "recomputed": {"recompute": True}, "bf16": {"precision": "bf16"}}
+TOGETHER = {"head_passes": "batched"}  # as on a GPU
 
 
-def trainer(config, device: str, **how) -> Trainer:
+def trainer(config: Config, device: str, **how) -> Trainer:
     torch.set_num_threads(1)
-    made = Trainer(config, machine(Path("nowhere"), device=device, head_passes="batched", **how), SPLIT.spec, 2)
-    made.begin()
-    return made
+    found = Trainer(config, machine(Path("nowhere"), device=device, **how), SPLIT.spec, epoch_steps=2)
+    found.begin()
+    return found
 
 
-def steps(made: Trainer) -> list:
-    return [made.step(make_batch(made.config, SPLIT, number), number) for number in range(2)]
+def steps(found: Trainer, count: int = 2) -> list[Step]:
+    return [found.step(make_batch(found.config, SPLIT, number), number) for number in range(count)]
+
+
+def on_host(found: Trainer) -> dict[str, np.ndarray]:
+    return {name: tensor.cpu().numpy() for name, tensor in found.model.state_dict().items()}
+
+
+# ---------------------------------------------------------------------------------------------- the pretence
 
 
 def test_a_tensor_of_the_host_is_refused(gpu):
@@ -46,46 +68,154 @@ def test_a_wait_is_noted(gpu):
         assert x.sum().item() == 3.0
         torch.ones(3).to("cuda", non_blocking=True)
         x.tolist()
-    assert len(found) == 3
+        x[x > 0]
+        x[[0, 1]]
+    assert len(found) == 5
 
 
-HOW = {"whole": {}, "in parts": {"micro_batch": 2}, "recomputed": {"recompute": True}, "bf16": {"precision": "bf16"}}
+# ---------------------------------------------------------------------------------------------- a step
 
 
-@pytest.mark.parametrize(("case", "how"), [*((case, "whole") for case in SETTINGS), *(("published", how) for how in HOW)])
+@pytest.mark.parametrize(
+    ("case", "how"), [*((case, {}) for case in SETTINGS), *(("published", how) for how in HOW.values())], ids=str
+)
 def test_a_step_computes_what_a_cpu_does(case, how, request):
-    config = override(CONFIG, SETTINGS[case])
-    expected, start = trainer(config, "cpu", **HOW[how]), trainer(config, "cpu")
-    of_cpu = steps(expected)
+    config, rough = override(CONFIG, SETTINGS[case]), "precision" in how
+    expected = trainer(config, "cpu", **TOGETHER, **how)
+    start, of_cpu, after = on_host(trainer(config, "cpu")), steps(expected), on_host(expected)
     request.getfixturevalue("gpu")
-    made = trainer(config, "cuda", **HOW[how])
-    assert all(parameter.device == GPU for parameter in made.model.parameters())
-    for one, two in zip(steps(made), of_cpu, strict=True):
-        assert one.terms == pytest.approx(two.terms, rel=0.05 if how == "bf16" else 1e-4)
+    found = trainer(config, "cuda", **how)
+    assert all(parameter.device == GPU for parameter in found.model.parameters())
+    for one, two in zip(steps(found), of_cpu, strict=True):
+        assert one.terms == pytest.approx(two.terms, rel=0.05 if rough else 1e-4)
         assert one.hidden == two.hidden
-    
-
-
-def test_a_checkpoint_goes_on_there(tmp_path, gpu):
-    config = override(CONFIG, {"optim.ema": 0.5})
-    straight, made = trainer(config, "cuda"), trainer(config, "cuda")
-    steps(straight)
-    made.step(make_batch(config, SPLIT, 0), 0)
-    save_checkpoint(tmp_path / "last.safetensors", made, {"step": 1})
-    resumed = trainer(config, "cuda")
-    restore(load_checkpoint(tmp_path / "last.safetensors"), resumed)
-    resumed.step(make_batch(config, SPLIT, 1), 1)
-    one, two = straight.model.state_dict(), resumed.model.state_dict()
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    ours = on_host(found)
+    apart, moved = (sum(np.square(ours[name] - x[name]).sum() for name in ours) for x in (after, start))
+    assert apart < (0.3 if rough else 0.02) * moved
 
 
 @pytest.mark.parametrize("case", SETTINGS)
 def test_a_step_waits_for_the_matching_alone(case, gpu):
     config = override(CONFIG, SETTINGS[case])
-    made = trainer(config, "cuda")
-    made.advance(make_batch(config, SPLIT, 0), 0)  # what is cached is cached
+    found = trainer(config, "cuda")
+    found.advance(make_batch(config, SPLIT, 0), 0)  # what is cached is cached
     batch = make_batch(config, SPLIT, 1)
-    with waits() as found:
-        made.advance(batch, 1)
+    with waits() as seen:
+        found.advance(batch, 1)
     matchings = 1 if config.masking.view == "clean" else 2  # of a view with labels of its own
-    assert found == ["matching.py: copy to the host"] * matchings
+    assert seen == ["matching.py: copy to the host"] * matchings
+
+
+def test_a_checkpoint_goes_on_there(tmp_path, gpu):
+    config = override(CONFIG, {"optim.ema": 0.5})
+    straight, begun = trainer(config, "cuda"), trainer(config, "cuda")
+    steps(straight)
+    steps(begun, 1)
+    save_checkpoint(tmp_path / "last.safetensors", begun, {"step": 1})
+    resumed = trainer(config, "cuda")
+    restore(load_checkpoint(tmp_path / "last.safetensors"), resumed)
+    resumed.step(make_batch(config, SPLIT, 1), 1)
+    one, two = on_host(straight), on_host(resumed)
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+PARTS = 2  # so that several processes can share them
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_pair_of_alternatives_trains_and_is_evaluated_there(part, request):
+    choices = [choice for one in design()[0] if not refusal(choice := {**one, "start": "scratch"})]
+    configs = [made(choice) for choice in choices[part::PARTS]]
+    train, test = (open_run_split(BASE.data, name, None) for name in ("train", "test"))
+
+    def carried_out(config: Config, device: str) -> tuple[dict[str, float], list[np.ndarray]]:
+        # of late fusion, each network has the queries of the images that it sees
+        how = {} if device == "cuda" or config.model.inputs == "late" else TOGETHER
+        network = trainer(config, device, **how)
+        scored = evaluate(network.model.eval(), test.only(range(1)), [CLEAN_TEST, *MISSING], 1, device)
+        matrices = [found.confusion for _, found in scored]
+        return network.step(make_batch(config, train, 0), 0).terms, matrices
+
+    expected = [carried_out(config, "cpu") for config in configs]
+    request.getfixturevalue("gpu")
+    for config, (terms, matrices) in zip(configs, expected, strict=True):
+        found, ours = carried_out(config, "cuda")
+        assert found == pytest.approx(terms, rel=1e-3), config
+        for one, two in zip(ours, matrices, strict=True):
+            assert np.abs(one - two).sum() < 0.01 * two.sum(), config
+
+
+# ---------------------------------------------------------------------------------------------- a run
+
+
+def ended(folder: Path, device: str, stop: int | None = None) -> int:
+    """How an attempt ends that is asked to stop after so many steps."""
+    asked = iter(range(10_000))
+    return attempt(folder, machine(folder.parent, device=device), f"until-{stop}", "last", suite("missing"),
+                   lambda: stop is not None and next(asked) >= stop, lambda told: None)  # fmt: skip
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_numbers_of_one_that_was_not(tmp_path, gpu, monkeypatch):
+    monkeypatch.setattr("crm.system.EVERY", 0.0)
+    straight, stopped = (open_run(tmp_path / name, TINY) for name in ("straight", "stopped"))
+    assert ended(straight, "cuda") == DONE
+    assert ended(stopped, "cuda", stop=3) == STOPPED
+    assert ended(stopped, "cuda") == DONE
+    for one in suite("missing"):
+        ours, theirs = (load_evaluation(evaluation(folder, "last", one)) for folder in (straight, stopped))
+        assert np.array_equal(ours.confusion, theirs.confusion)
+    hardware = json.loads((straight / "provenance.json").read_text())["hardware"]
+    assert (hardware["device"], hardware["gpu"]) == ("cuda", "a GPU in pretence")
+    assert '"gpu_memory_gib": 1.0' in (straight / "journal.jsonl").read_text()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = open_run(tmp_path_factory.mktemp("home") / "runs", TINY)
+    assert ended(folder, "cpu") == DONE
+    return folder
+
+
+def test_a_diagnosis_is_that_of_a_cpu(trained, request):
+    def diagnosed(device: str):
+        return diagnose(trained, machine(trained.parent, device=device), selection="last", split_name=None,
+                        images=None, draws=2, tell=lambda done, parts: None).measures  # fmt: skip
+
+    of_cpu = diagnosed("cpu")
+    request.getfixturevalue("gpu")
+    found = diagnosed("cuda")
+    assert (found.clean, found.missing) == (of_cpu.clean, of_cpu.missing)
+    assert found.gradient == pytest.approx(of_cpu.gradient, rel=1e-3)
+
+
+def test_a_picture_has_the_classes_that_a_cpu_finds(trained, request):
+    frame = open_run_split(TINY.data, "test", None)[0]
+    expected = predict(*load_network(trained, "last", "cpu"), frame, None, "cpu")
+    request.getfixturevalue("gpu")
+    assert np.array_equal(predict(*load_network(trained, "last", "cuda"), frame, None, "cuda"), expected)
+
+
+def test_what_a_network_costs_is_measured_and_a_smoke_test_passes(trained, gpu, monkeypatch):
+    for name in ("STEPS", "IMAGES"):
+        monkeypatch.setattr(f"crm.overhead.{name}", 1)
+    found = measure(trained, machine(trained.parent, device="cuda"))
+    assert found["device"] == "cuda" and found["training_bytes"] == 2**30 and found["step_seconds"] > 0
+    smoke(TINY, machine(trained.parent, device="cuda"))
+
+
+# ---------------------------------------------------------------------------------------------- several of them
+
+
+def test_processes_of_a_run_take_a_gpu_each():
+    of_torchrun = [own_gpu("cuda", World(rank, 4, rank), count=4) for rank in range(4)]
+    assert of_torchrun == [0, 1, 2, 3]
+    each_sees_its_own = [own_gpu("cuda", World(rank, 2, rank), count=1) for rank in range(2)]
+    assert each_sees_its_own == [0, 0]
+    with pytest.raises(ValueError, match="--device cuda, not cuda:1"):
+        own_gpu("cuda:1", World(0, 2), count=2)
+
+
+def test_a_gpu_that_is_not_there_is_refused(gpu):
+    with pytest.raises(ValueError, match="no cuda:1: PyTorch finds 1 GPU here"):
+        machine(Path("nowhere"), device="cuda:1").take_process()

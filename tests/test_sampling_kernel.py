@@ -1,8 +1,10 @@
 """The Triton kernels of deformable sampling against the gather: in Triton's interpreter, and on a GPU."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,12 @@ import torch
 from crm.model import sampling
 from tests.test_sampling import SIZES, inputs
 
-pytest.importorskip("triton", reason="needs Triton, which comes with PyTorch's CUDA builds")
+triton = pytest.importorskip("triton", reason="needs Triton, which comes with PyTorch's CUDA builds")
+from triton import knobs  # noqa: E402 - what is here without Triton ends above
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from crm.model import sampling_kernel  # noqa: E402
 
 
 def compared(kernel, device: str, spread: float, sizes=SIZES) -> None:
@@ -41,6 +48,34 @@ def test_interpreted_kernels_equal_the_gather():
         [sys.executable, "-c", code], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("capability", [75, 80, 90, 100])  # Turing, Ampere, Hopper, Blackwell
+@pytest.mark.parametrize("name", ["_forward", "_backward"])
+def test_kernels_are_compiled_to_machine_code_that_moves_four_numbers_at_once(name, capability, tmp_path):
+    """With what Triton sees at a call with the published sizes: where tensors begin, what channels divide by."""
+    constants = {"LEVELS": 3, "POINTS": 4, "WIDE": 32, "ROWS": sampling_kernel.ROWS}
+    kernel = getattr(sampling_kernel, name)
+    kinds = dict.fromkeys(kernel.arg_names, "*fp32")
+    kinds |= {"levels": "*i32", **dict.fromkeys(("rows", "tokens", "heads", "channels"), "i32")}
+    kinds |= dict.fromkeys(constants, "constexpr")
+    by_16 = [one for one, kind in kinds.items() if kind.startswith("*") or one in ("rows", "channels")]
+    source = ASTSource(
+        kernel, kinds, {(kernel.arg_names.index(one),): value for one, value in constants.items()},
+        {(kernel.arg_names.index(one),): [["tt.divisibility", 16]] for one in by_16},
+    )  # fmt: skip
+    with knobs.cache.scope():
+        knobs.cache.dir = str(tmp_path)
+        made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": True})
+    assert len(made.asm["cubin"]) > 1000
+    assert "ld.global.v4" in made.asm["ptx"]
+    if name == "_backward":
+        assert ("red.global.gpu.relaxed.add.v4.f32" in made.asm["ptx"]) == (capability >= 90)
+    file = tmp_path / "kernel.cubin"
+    file.write_bytes(made.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    used = subprocess.run([tool, "--dump-resource-usage", file], capture_output=True, text=True, check=True).stdout
+    assert re.findall(r"\bLOCAL:(\d+)", used) == ["0"]  # its registers are enough
 
 
 def test_a_cpu_never_uses_a_kernel():

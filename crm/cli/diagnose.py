@@ -65,14 +65,10 @@ def diagnose(
     checkpoint_file(folder, selection)
     machine = run_machine(folder.parent, options.data_folder(data), device, threads)
 
-    import torch
-
     from crm.diagnose import diagnose as measure
     from crm.records import write_json
     from crm.verdicts import FILE
 
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"this machine has no {device}; --device cpu works everywhere")
     machine.take_process()
     found = measure(folder, machine, selection, split, images, draws, Progress(quiet=json))
     if json:

@@ -48,8 +48,6 @@ def predict(
     A picture is predicted at its own size, and so is its class map; --size changes only what the network sees. Thermal
     is the fourth channel of a picture, or a file of its own: 8 bits, brighter is warmer.
     """
-    import torch
-
     from crm.names import chosen
     from crm.predict import load_network, percent, predict_files, read_frame, refuse_size
     from crm.records import read_config
@@ -60,8 +58,6 @@ def predict(
     out = out or home() / "predictions" / f"{folder.name}-{selection}"
     jobs = _jobs(images, thermal or [], out, force)
     machine = run_machine(folder.parent, None, device, threads)
-    if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
-        raise ValueError(f"this machine has no device {device!r}")
     machine.take_process()
     began = time.monotonic()
     model, spec = load_network(folder, selection, device)

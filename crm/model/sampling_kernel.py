@@ -8,18 +8,23 @@ b = batch, s = tokens of the levels together, m = heads, l = levels, p = samples
 head
 """
 
+from functools import lru_cache
+from typing import no_type_check
+
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from crm.model.sampling import Size, grid_of
 
 ROWS = 16
+# `no_type_check`: Triton reads the function itself, whatever else checks annotations must not wrap it
 
 
 @triton.jit
+@no_type_check
 def _axis(moved, last):
     """Of a coordinate the lower cell, how far beyond it lies, and whether it is not beyond the border."""
     place = tl.minimum(tl.maximum(moved, -1.0), last.to(tl.float32))
@@ -28,12 +33,14 @@ def _axis(moved, last):
 
 
 @triton.jit
+@no_type_check
 def _level(levels, level):
     """First token, height and width of a level."""
     return tl.load(levels + 3 * level), tl.load(levels + 3 * level + 1), tl.load(levels + 3 * level + 2)
 
 
 @triton.jit
+@no_type_check
 def _sample(offsets, weights, centre_x, centre_y, sample, constant, live):
     """Where a sample is, x and y in cells of its level, and its weight."""
     moved_x = tl.load(offsets + 2 * sample, live, 0.0) + tl.load(centre_x + constant, live, 0.0)
@@ -42,6 +49,7 @@ def _sample(offsets, weights, centre_x, centre_y, sample, constant, live):
 
 
 @triton.jit
+@no_type_check
 def _cells(value, image, head, x, y, start, width, height, channel, live, tokens, heads, channels):
     """Where the channels of a cell stand, and which of them are there."""
     there = live & (x >= 0) & (x < width) & (y >= 0) & (y < height)
@@ -50,6 +58,7 @@ def _cells(value, image, head, x, y, start, width, height, channel, live, tokens
 
 
 @triton.jit
+@no_type_check
 def _forward(
     value, offsets, weights, centre_x, centre_y, levels, found, rows, tokens, heads, channels,
     LEVELS: tl.constexpr, POINTS: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
@@ -78,6 +87,7 @@ def _forward(
 
 
 @triton.jit
+@no_type_check
 def _backward(
     value, offsets, weights, centre_x, centre_y, levels, grad, of_value, of_offsets, of_weights,
     rows, tokens, heads, channels,
@@ -146,11 +156,19 @@ class KernelSamples(torch.autograd.Function):
 def _launch(kernel, value: Tensor, offsets: Tensor, weights: Tensor, sizes: tuple[Size, ...], *more: Tensor) -> None:
     b, tokens, heads, channels = value.shape
     points, rows = weights.shape[4], b * tokens * heads
-    grid = grid_of(sizes, heads, points, value.device, value.dtype)
-    starts = [sum(height * width for height, width in sizes[:i]) for i in range(len(sizes))]
-    levels = torch.tensor([[start, *size] for start, size in zip(starts, sizes, strict=True)], dtype=torch.int32)
-    kernel[(triton.cdiv(rows, ROWS),)](
-        value, offsets, weights, grid.x, grid.y, levels.to(value.device, non_blocking=True), *more,
-        rows, tokens, heads, channels,
-        LEVELS=len(sizes), POINTS=points, WIDE=triton.next_power_of_2(channels), ROWS=ROWS,
-    )  # fmt: skip
+    grid, levels = grid_of(sizes, heads, points, value.device, value.dtype), _levels_of(sizes, value.device)
+    with torch.cuda.device_of(value):  # Triton starts a kernel on the current device, wherever its tensors are
+        kernel[(triton.cdiv(rows, ROWS),)](
+            value, offsets, weights, grid.x, grid.y, levels, *more, rows, tokens, heads, channels,
+            LEVELS=len(sizes), POINTS=points, WIDE=triton.next_power_of_2(channels), ROWS=ROWS,
+            enable_fp_fusion=True,
+        )  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def _levels_of(sizes: tuple[Size, ...], device: torch.device) -> Int[Tensor, "l 3"]:
+    """First token, height and width of every level."""
+    with torch.inference_mode(False):
+        starts = [sum(height * width for height, width in sizes[:i]) for i in range(len(sizes))]
+        levels = [[start, *size] for start, size in zip(starts, sizes, strict=True)]
+        return torch.tensor(levels, dtype=torch.int32, device=device)
