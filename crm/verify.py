@@ -27,13 +27,14 @@ class Verified:
         return f"evaluated again: {self.images} images x {self.evaluations} evaluations, {said}"
 
 
-def verified_images(folder: Path, names: Sequence[str], count: int, data: Path | None) -> Verified:
+def verified_images(folder: Path, names: Sequence[str], count: int, data: Path | None, device: str) -> Verified:
     """Compares the first images of evaluations, `count` of them or as many more as fill the batch they were in.
 
     Batches are those of the evaluation, since another batch may round otherwise.
 
     Args:
         names: `<selection>/<condition>`. ValueError without any, for nothing else can be verified so.
+        device: the kind that evaluated them; another one rounds otherwise.
     """
     if not names:
         raise ValueError(f"--verify evaluates again, and no evaluation of run {folder.name} is stale")
@@ -44,15 +45,15 @@ def verified_images(folder: Path, names: Sequence[str], count: int, data: Path |
         path = folder / "checkpoints" / f"{selection}.safetensors"
         if not path.exists():
             raise ValueError(f"{path} is not there, so nothing can be verified")
-        model = build_segmenter(config.model, trained.num_classes)
+        model = build_segmenter(config.model, trained.num_classes).to(device)
         model.load_state_dict(load_checkpoint(path).weights)
         own = [condition(name.partition("/")[2]) for name in names if name.partition("/")[0] == selection]
         for split_name in sorted({one.split for one in own}):
             split = open_run_split(config.data, split_name, data)
-            batch = at_once(max(config.batch, AT_ONCE), split.size, "cpu")
+            batch = at_once(max(config.batch, AT_ONCE), split.size, device)
             images = min(len(split), -(-count // batch) * batch)
             wanted = [one for one in own if one.split == split_name]
-            for one, found in evaluate(model, split.only(range(images)), wanted, batch, "cpu", trained):
+            for one, found in evaluate(model, split.only(range(images)), wanted, batch, device, trained):
                 stored = load_evaluation(evaluation(folder, selection, one))
                 same = list(stored.names[:images]) == list(found.names) and (
                     stored.confusion[:images].shape == found.confusion.shape

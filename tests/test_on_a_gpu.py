@@ -24,6 +24,7 @@ from crm.predict import load_network, predict
 from crm.records import evaluation, open_run
 from crm.smoke import smoke
 from crm.step import Step, Trainer
+from crm.verify import verified_images
 from crm.worker import DONE, STOPPED, attempt
 from tests.pretended_gpu import GPU, waits
 from tests.pretended_gpu import gpu as gpu
@@ -194,6 +195,12 @@ def test_a_picture_has_the_classes_that_a_cpu_finds(trained, request):
     expected = predict(*load_network(trained, "last", "cpu"), frame, None, "cpu")
     request.getfixturevalue("gpu")
     assert np.array_equal(predict(*load_network(trained, "last", "cuda"), frame, None, "cuda"), expected)
+
+
+def test_what_it_evaluated_is_verified_there(trained, gpu):
+    names = [f"last/{one.name}" for one in suite("missing")]
+    found = verified_images(trained, names, 2, None, "cuda")
+    assert (found.evaluations, found.differing) == (len(names), 0)
 
 
 def test_what_a_network_costs_is_measured_and_a_smoke_test_passes(trained, gpu, monkeypatch):

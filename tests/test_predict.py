@@ -245,7 +245,7 @@ def wrong_inputs(folder: Path) -> dict[str, tuple[list, str, str]]:
         "an out below a file": ([four, "--out", "taken/below"], "taken/below", "cannot write"),
         "a checkpoint that is not there": ([four, "--select", "val_best"], "val_best", "it has last"),
         "a device of no kind": ([four, "--device", "gpu"], "'gpu'", "cuda:N"),
-        "a device that is not there": ([four, "--device", "cuda:77"], "cuda:77", "no device"),
+        "a device that is not there": ([four, "--device", "cuda:77"], "cuda:77", "PyTorch finds"),
     }  # fmt: skip
 
 

@@ -215,6 +215,7 @@ def accept(
     verify: Annotated[
         int, typer.Option("--verify", metavar="K", min=0, help="First evaluate K images of each again, bit by bit.")
     ] = 0,
+    device: Annotated[str, typer.Option("--device", help="Of --verify: cpu, cuda or cuda:N, as evaluated.")] = "cpu",
     runs: Runs = None,
     data: Data = None,
     yes: Yes = False,
@@ -240,11 +241,13 @@ def accept(
         raise typer.Exit(3)
     verified = {}
     if verify:
+        from crm.cli.runs import run_machine
         from crm.verify import verified_images
 
+        run_machine(folder, data, device, threads=0).take_process()
         for path, waived in wanted.items():
             names = list(dict.fromkeys(reason["what"] for reason in waived if reason["what"] != TRAINING))
-            verified[path] = verified_images(path, names, verify, data)
+            verified[path] = verified_images(path, names, verify, data, device)
     differing = {path.name: one.differing for path, one in verified.items() if one.differing}
     for path, waived in wanted.items():
         if yes and not differing:
