@@ -40,10 +40,10 @@ def machine_words(about: dict[str, Any]) -> str:
     return f"{about['cpu']}, {about['cores']} cores, load {about['load']}"
 
 
-def host_kind() -> str:
-    """Names a kind of machine, never a machine: its CPU and how many cores of it there are."""
+def host_kind(gpu: str = "") -> str:
+    """Names a kind of machine, never a machine: its CPU and how many cores of it there are, or its GPU."""
     words = re.sub(r"\(\w+\)|@|\bcpu\b|\bprocessor\b", " ", cpu().lower())
-    return re.sub(r"[^a-z0-9]+", "-", f"{words} {cores()} cores").strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", (gpu or f"{words} {cores()} cores").lower()).strip("-")
 
 
 def say(text: str) -> None:

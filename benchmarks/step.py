@@ -1,7 +1,7 @@
 """What a training step and an evaluation cost, ours beside an as-released arrangement of the same network.
 
     python -m benchmarks.step [--rounds 4] [--minutes 12] [--batch 2] [--precision fp32|bf16|both] [--recompute]
-                              [--part step|evaluation|both] [--threads N] [--json FILE]
+                              [--part step|evaluation|both] [--threads N] [--device cpu|cuda] [--compile] [--json FILE]
 
 The published Swin-T network with random weights on synthetic scenes: batch 2, 256 x 320 pixels, complementary masks 0.5
 of patch 32, 12,544 points; evaluation of one image of 480 x 640. Stochastic depth is off, so that losses can be
@@ -12,6 +12,9 @@ released arrangement, which has the larger blocks, seconds over several steps: s
 themselves; then both sides have settled. No round begins that would end after --minutes, except the first.
 Memory is the peak of resident memory of a process that takes three such steps of one side and does nothing else.
 The ceiling is what one large matrix product of float32 achieves at the same moment.
+
+`--compile` adds a side whose branches and head are compiled. On a GPU every part ends when the GPU has done it, memory
+is the GPU's, and both ways of deformable sampling are timed by themselves.
 """
 
 import argparse
@@ -21,6 +24,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -44,6 +48,7 @@ from crm.masking import training_masks
 from crm.model.backbone import PATCH, SwinBranch
 from crm.model.pixel_decoder import PixelDecoder
 from crm.model.query_decoder import QueryDecoder
+from crm.model.sampling import seconds_of_both
 from crm.model.segmenter import Segmenter, build_segmenter, semantic_scores
 from crm.objective import objective
 from crm.optim import build_optimizer
@@ -59,6 +64,8 @@ CONFIG = override(
 Side = Callable[["Clock", int], None]  # a turn on so many images
 SETTLING = 3  # rounds
 REMEMBERED = 3  # steps, after which the peak of memory grows by one per cent at most
+NAMES = {"fp32": "step", "bf16": "step_bf16", "fp32 compiled": "step_compiled", "bf16 compiled": "step_bf16_compiled"}
+SIDES = {"cpu": 2048, "cuda": 8192}  # of the matrices whose product is the ceiling
 PARTS = {SwinBranch: "backbones", PixelDecoder: "pixel decoder", QueryDecoder: "query decoder"}
 
 
@@ -72,15 +79,18 @@ def main() -> None:
     parser.add_argument("--head-passes", choices=HEAD_PASSES, default="auto", help="of our side")
     parser.add_argument("--part", choices=("step", "evaluation", "both"), default="both")
     parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--compile", action="store_true", help="our side also with compiled parts")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--peak-of", metavar="SIDE", help=argparse.SUPPRESS)  # what a process for one side is told
     given = parser.parse_args()
-    Machine(runs=Path(), threads=given.threads).take_process()
+    Machine(runs=Path(), device=given.device, threads=given.threads).take_process()
     if given.peak_of:
-        sides, images = (evaluation_sides(), 1) if given.part == "evaluation" else (Steps(given).sides, given.batch)
+        evaluates = given.part == "evaluation"
+        sides, images = (evaluation_sides(given.device), 1) if evaluates else (Steps(given).sides, given.batch)
         for _ in range(REMEMBERED):
-            sides[given.peak_of](Clock(), images)
-        print(peak())
+            sides[given.peak_of](Clock(given.device), images)
+        print(peak(given.device))
         return
     before = os.getloadavg()[0]
     given.until = time.monotonic() + 60 * given.minutes
@@ -89,9 +99,12 @@ def main() -> None:
         found |= evaluation(given)
     if given.part in ("step", "both"):
         found |= step(given)
+    if given.device != "cpu":
+        found |= {"sampling": sampling(given.device)}
     about = {
         "cpu": cpu(), "cores": cores(), "threads": given.threads, "precision": given.precision,
-        "recompute": given.recompute, "head_passes": given.head_passes, "batch": given.batch,
+        "recompute": given.recompute, "head_passes": given.head_passes, "batch": given.batch, "device": given.device,
+        **({} if given.device == "cpu" else {"gpu": torch.cuda.get_device_name(given.device)}),
         "load": [round(load, 1) for load in (before, os.getloadavg()[0])],
         "date": datetime.now(UTC).date().isoformat(), "versions": {name: _version(name) for name in PACKAGES},
     }  # fmt: skip
@@ -106,16 +119,27 @@ def main() -> None:
 class Clock:
     """Wall and processor seconds of the parts of one turn."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
+        self.device = device
         self.wall: dict[str, float] = defaultdict(float)
         self.cpu: dict[str, float] = defaultdict(float)
 
+    def now(self) -> tuple[float, float]:
+        """Wall and processor seconds when all that was asked for is done."""
+        if self.device != "cpu":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter(), time.process_time()
+
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        wall, processor = time.perf_counter(), time.process_time()
+        began = self.now()
         yield
-        self.wall[name] += time.perf_counter() - wall
-        self.cpu[name] += time.process_time() - processor
+        self.add(name, began)
+
+    def add(self, name: str, began: tuple[float, float]) -> None:
+        wall, processor = self.now()
+        self.wall[name] += wall - began[0]
+        self.cpu[name] += processor - began[1]
 
 
 class Steps:
@@ -124,47 +148,71 @@ class Steps:
     def __init__(self, given: argparse.Namespace) -> None:
         torch.manual_seed(0)
         self.given = given
+        device = given.device
         precisions = ("fp32", "bf16") if given.precision == "both" else (given.precision,)
         config = override(CONFIG, {"batch": given.batch})
         split = open_run_split(config.data, "train", None, None)
-        self.batch = make_batch(config, split, 0)
-        self.model = build_segmenter(CONFIG.model, split.spec.num_classes).train()
-        size = (self.batch.image.shape[2], self.batch.image.shape[3])
-        machine = Machine(runs=Path(), threads=given.threads, head_passes=given.head_passes, recompute=given.recompute)
+        batch = make_batch(config, split, 0)
+        self.image = batch.image.to(device)
+        self.model = build_segmenter(CONFIG.model, split.spec.num_classes).to(device).train()
+        size = (batch.image.shape[2], batch.image.shape[3])
+        machine = Machine(runs=Path(), device=device, threads=given.threads, head_passes=given.head_passes,
+                          recompute=given.recompute)  # fmt: skip
         tokens = size[0] * size[1] // PATCH**2
         self.head_passes = machine.passes_through_head(given.batch, tokens, config.model.width)
         hidden = training_masks(config, size, 0)
         assert hidden is not None
-        self.hidden = hidden
-        self.targets = make_targets(
-            self.batch.label, split.spec.num_classes, split.spec.ignore_index, valid=self.batch.valid
-        )
+        self.hidden = hidden.to(device)
+        spec = split.spec
+        self.targets = make_targets(batch.label, spec.num_classes, spec.ignore_index, valid=batch.valid).to(device)
+        self.compiled = {
+            part: torch.compile(part._call_impl)
+            for part in self.model.modules() if given.compile and type(part) in PARTS
+        }  # fmt: skip
         self.our_optimizer = build_optimizer(self.model, CONFIG.optim)
         self.their_optimizer = released.optimizer(self.model, CONFIG.optim)
-        self.their_optimizer.state = self.our_optimizer.state  # the same tensors in other groups
+        if device == "cpu":  # on a GPU the fused one counts its steps there, where the other one would wait for them
+            self.their_optimizer.state = self.our_optimizer.state  # the same tensors in other groups
         self.sides: dict[str, Side] = {precision: partial(self._ours, precision) for precision in precisions}
+        if given.compile:
+            # what Dynamo warns of, caches of constants, is right
+            warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
+            self.sides[f"{precisions[-1]} compiled"] = partial(self._compiled, precisions[-1])
         self.sides["released"] = self._theirs
 
     @torch.no_grad()
     def apart(self) -> dict[str, float]:
         """How far losses of one image at equal points are from the released ones, by precision."""
-        draw = torch.Generator().manual_seed(0)
-        theirs = released.losses(self.model, *self._given(1), CONFIG.loss, draw, lambda name: nullcontext())
+        theirs = released.losses(self.model, *self._given(1), CONFIG.loss, self._draw(), lambda name: nullcontext())
         found = {}
-        for precision in self.sides.keys() - {"released"}:
-            with in_precision(self.model, precision):
-                points = ReleasedPoints(torch.Generator().manual_seed(0))
+        for side in self.sides.keys() - {"released"}:
+            precision, _, compiled = side.partition(" ")
+            with in_precision(self.model, precision, self.given.device), self._compiling(bool(compiled)):
+                points = ReleasedPoints(self._draw())
                 ours = objective(self.model, *self._given(1), CONFIG.loss, points, self.head_passes).terms
-            found[precision] = max(abs(ours[name].item() / value.item() - 1) for name, value in theirs.items())
+            found[side] = max(abs(ours[name].item() / value.item() - 1) for name, value in theirs.items())
         return found
 
+    @contextmanager
+    def _compiling(self, on: bool) -> Iterator[None]:
+        """Inside, branches and head are compiled, if so wanted; once, as `Segmenter.compile_parts` does."""
+        for part, compiled in self.compiled.items():
+            part._compiled_call_impl = compiled if on else None
+        yield
+        for part in self.compiled:
+            part._compiled_call_impl = None
+
+    def _draw(self) -> torch.Generator:
+        return torch.Generator(self.given.device).manual_seed(0)
+
     def _given(self, images: int) -> tuple[Tensor, Tensor, Targets]:
-        return self.batch.image[:images], self.hidden[:images], self.targets.part(slice(0, images))
+        return self.image[:images], self.hidden[:images], self.targets.part(slice(0, images))
 
     def _ours(self, precision: str, clock: Clock, images: int) -> None:
         self.model.recompute(self.given.recompute)
-        with parted(self.model, clock), clock.part("whole"), in_precision(self.model, precision):
-            points = RandomPoints(torch.Generator().manual_seed(0))
+        device = self.given.device
+        with parted(self.model, clock), clock.part("whole"), in_precision(self.model, precision, device):
+            points = RandomPoints(self._draw())
             objective(self.model, *self._given(images), CONFIG.loss, points, self.head_passes, backward=True)
         named = ("backbones", "pixel decoder", "query decoder")
         for times in (clock.wall, clock.cpu):
@@ -174,9 +222,15 @@ class Steps:
         descend(self.model, self.our_optimizer, clock)
         self.model.recompute(False)
 
+    def _compiled(self, precision: str, clock: Clock, images: int) -> None:
+        """Not in parts: what looks into a compiled network makes another one of it."""
+        with clock.part("whole"), in_precision(self.model, precision, self.given.device), self._compiling(True):
+            points = RandomPoints(self._draw())
+            objective(self.model, *self._given(images), CONFIG.loss, points, self.head_passes, backward=True)
+        descend(self.model, self.our_optimizer, clock)
+
     def _theirs(self, clock: Clock, images: int) -> None:
-        draw = torch.Generator().manual_seed(0)
-        terms = released.losses(self.model, *self._given(images), CONFIG.loss, draw, clock.part)
+        terms = released.losses(self.model, *self._given(images), CONFIG.loss, self._draw(), clock.part)
         with clock.part("backward"):
             torch.stack(list(terms.values())).sum().backward()
         descend(self.model, self.their_optimizer, clock)
@@ -188,15 +242,22 @@ def step(given: argparse.Namespace) -> dict[str, Any]:
     say("comparing losses")
     apart = steps.apart()
     found = in_turns("step", steps.sides, given, given.batch)
-    names = {"fp32": "step", "bf16": "step_bf16"}
-    return {names[one]: {"losses_apart": apart[one]} | result for one, result in found.items()}
+    return {NAMES[one]: {"losses_apart": apart[one]} | result for one, result in found.items()}
+
+
+def sampling(device: str) -> dict[str, float]:
+    """Seconds of deformable sampling on maps of the published size, by the kernel and by the gather."""
+    sizes = ((8, 10), (16, 20), (32, 40))
+    tokens = sum(height * width for height, width in sizes)
+    kernel, gather = seconds_of_both(torch.device(device), (tokens, 8, 32), 4, sizes)
+    return {"kernel_seconds": kernel, "gather_seconds": gather, "ratio": round(kernel / gather, 3)}
 
 
 @contextmanager
-def in_precision(model: Segmenter, precision: str) -> Iterator[None]:
+def in_precision(model: Segmenter, precision: str, device: str) -> Iterator[None]:
     """As `crm.step` computes in this precision."""
     model.half_precision(precision == "bf16")
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+    with torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=precision == "bf16"):
         yield
     model.half_precision(False)
 
@@ -208,11 +269,12 @@ def descend(model: nn.Module, optimizer: torch.optim.Optimizer, clock: Clock) ->
         optimizer.zero_grad(set_to_none=True)
 
 
-def evaluation_sides(found: dict[str, Tensor] | None = None) -> dict[str, Side]:
+def evaluation_sides(device: str, found: dict[str, Tensor] | None = None) -> dict[str, Side]:
     """One image of 480 x 640 to its class map, which goes into `found`."""
     torch.manual_seed(0)
-    model = build_segmenter(CONFIG.model, 9).eval().requires_grad_(False)  # the counter of operations needs it
-    image = torch.randn(1, 4, 480, 640)
+    # the counter of operations needs parameters without gradients
+    model = build_segmenter(CONFIG.model, 9).to(device).eval().requires_grad_(False)
+    image = torch.randn(1, 4, 480, 640).to(device)
     found = {} if found is None else found
 
     def ours(clock: Clock, images: int) -> None:
@@ -229,7 +291,7 @@ def evaluation_sides(found: dict[str, Tensor] | None = None) -> dict[str, Side]:
 def evaluation(given: argparse.Namespace) -> dict[str, Any]:
     """One image of both sides, and how many pixels have another class."""
     maps: dict[str, Tensor] = {}
-    result = in_turns("evaluation", evaluation_sides(maps), given, 1)["ours"]
+    result = in_turns("evaluation", evaluation_sides(given.device, maps), given, 1)["ours"]
     changed = float((maps["ours"] != maps["released"]).double().mean())
     return {"evaluation": {"pixels_changed": changed} | result}
 
@@ -245,14 +307,11 @@ def parted(model: Segmenter, clock: Clock) -> Iterator[None]:
 
     def before(module: nn.Module, args: Any) -> None:
         if threading.current_thread() is here:
-            began.append((time.perf_counter(), time.process_time()))
+            began.append(clock.now())
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
         if threading.current_thread() is here:
-            wall, processor = began.pop()
-            name = PARTS[type(module)]  # pyright: ignore[reportArgumentType]
-            clock.wall[name] += time.perf_counter() - wall
-            clock.cpu[name] += time.process_time() - processor
+            clock.add(PARTS[type(module)], began.pop())  # pyright: ignore[reportArgumentType]
 
     parts = [part for part in model.modules() if type(part) in PARTS]
     hooks = [hook for part in parts for hook in (part.register_forward_pre_hook(before),
@@ -287,22 +346,26 @@ def in_turns(part: str, sides: dict[str, Side], given: argparse.Namespace, batch
     operations = {}
     for name, side in sides.items():
         say(f"warming up: {name}")
+        if "compiled" in name:  # which the counter does not see
+            side(Clock(given.device), batch)
+            operations[name] = operations[name.partition(" ")[0]]
+            continue
         with FlopCounterMode(display=False) as counter:
-            side(Clock(), 1)
+            side(Clock(given.device), 1)
         operations[name] = batch * counter.get_total_flops()
     turns: dict[str, list[Clock]] = {name: [] for name in sides}
     first: dict[str, list[Clock]] = {name: [] for name in sides}
     for name, side in [*sides.items()] * SETTLING:
         say(f"first steps: {name}")
-        first[name].append(clock := Clock())
+        first[name].append(clock := Clock(given.device))
         side(clock, batch)
     products: list[float] = []
     for number in range(given.rounds):
         say(f"round {number + 1} of {given.rounds}")
         began = time.monotonic()
-        products.append(product_speed(torch.float32))
+        products.append(product_speed(torch.float32, given.device))
         for name, side in sides.items():
-            turns[name].append(clock := Clock())
+            turns[name].append(clock := Clock(given.device))
             side(clock, batch)
         now = time.monotonic()
         if now + (now - began) > given.until:
@@ -330,13 +393,13 @@ def _ratio(turns: dict[str, list[Clock]], name: str, kind: str) -> float:
 
 def _one_side(clocks: list[Clock], peak: int, operations: int, ceiling: float) -> dict[str, Any]:
     wall, processor = (
-        {part: round(median(times[part] for times in kind), 3) for part in kind[0]}
+        {part: round(median(times[part] for times in kind), 5) for part in kind[0]}
         for kind in ([clock.wall for clock in clocks], [clock.cpu for clock in clocks])
     )
     seconds = median(sum(clock.wall.values()) for clock in clocks)
     return {
-        "wall_seconds": round(seconds, 3),
-        "cpu_seconds": round(median(sum(clock.cpu.values()) for clock in clocks), 3),
+        "wall_seconds": round(seconds, 5),
+        "cpu_seconds": round(median(sum(clock.cpu.values()) for clock in clocks), 5),
         "parts_wall": wall,
         "parts_cpu": processor,
         "peak_bytes": peak,
@@ -346,28 +409,32 @@ def _one_side(clocks: list[Clock], peak: int, operations: int, ceiling: float) -
     }
 
 
-def product_speed(kind: torch.dtype) -> float:
+def product_speed(kind: torch.dtype, device: str) -> float:
     """Operations per second of a matrix product, the best of five."""
-    side = 2048
-    a, b = torch.randn(side, side, dtype=kind), torch.randn(side, side, dtype=kind)
+    side = SIDES[device.partition(":")[0]]
+    a, b = (torch.randn(side, side, dtype=kind, device=device) for _ in range(2))
+    clock = Clock(device)
     seconds = []
     for _ in range(5):
-        began = time.perf_counter()
+        began, _ = clock.now()
         a @ b
-        seconds.append(time.perf_counter() - began)
+        seconds.append(clock.now()[0] - began)
     return 2 * side**3 / min(seconds)
 
 
 def peak_of(part: str, side: str, given: argparse.Namespace) -> int:
-    """Peak of resident memory, in bytes, of a process of its own that takes some turns of one side."""
+    """Peak of memory, in bytes, of a process of its own that takes some turns of one side."""
     told = ["--part", part, "--peak-of", side, "--batch", given.batch, "--threads", given.threads,
-            "--head-passes", given.head_passes, *(["--recompute"] if given.recompute else [])]  # fmt: skip
+            "--head-passes", given.head_passes, "--device", given.device,
+            *(f"--{name}" for name in ("recompute", "compile") if getattr(given, name))]  # fmt: skip
     command = [sys.executable, "-m", "benchmarks.step", *map(str, told)]
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def peak() -> int:
-    """Peak of resident memory of this process, bytes (Linux)."""
+def peak(device: str) -> int:
+    """Peak of this process's memory on a GPU, or of its resident memory, bytes (Linux)."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device)
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
@@ -376,10 +443,16 @@ def table(about: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
     loads = " to ".join(map(str, about["load"]))
     how = f"{about['head_passes']}{', recomputing' if about['recompute'] else ''}"
     lines = [
-        f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads, load {loads}; "
+        f"{about.get('gpu', about['cpu'])}, {about['cores']} cores, {about['threads']} threads, load {loads}; "
         f"batch {about['batch']}, ours {how}"
     ]
+    if "sampling" in found:
+        both = found["sampling"]
+        lines.append(f"deformable sampling: {both['kernel_seconds']:.5f} s, as a gather {both['gather_seconds']:.5f} s")
+    digits = 2 if about["device"] == "cpu" else 4
     for name, result in found.items():
+        if name == "sampling":
+            continue
         same = (f"losses apart by {result['losses_apart']:.1e}" if "losses_apart" in result
                 else f"pixels that change class {result['pixels_changed']:.1e}")  # fmt: skip
         lines += ["", f"{name}: {same}; rounds {result['rounds']}; ceiling {result['ceiling_gflops']:.0f} GFLOP/s",
@@ -387,10 +460,12 @@ def table(about: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
         one, two = result["released"], result["ours"]
         for part in one["parts_wall"]:
             a, b, c, d = (side[kind].get(part, 0.0) for kind in ("parts_wall", "parts_cpu") for side in (one, two))
-            lines.append(f"  {part:20}{a:11.2f} ({c:6.2f}){b:11.2f} ({d:6.2f}){b / a:8.2f}{d / c:8.2f}")
+            ratios = "".join(f"{ours / theirs:8.2f}" if theirs else " " * 8 for ours, theirs in ((b, a), (d, c)))
+            lines.append(f"  {part:20}{a:11.{digits}f} ({c:6.{digits}f}){b:11.{digits}f} ({d:6.{digits}f}){ratios}")
         lines += [
-            f"  {'whole':20}{one['wall_seconds']:11.2f} ({one['cpu_seconds']:6.2f}){two['wall_seconds']:11.2f} "
-            f"({two['cpu_seconds']:6.2f}){result['ratio_wall']:8.2f}{result['ratio_cpu']:8.2f}",
+            f"  {'whole':20}{one['wall_seconds']:11.{digits}f} ({one['cpu_seconds']:6.{digits}f})"
+            f"{two['wall_seconds']:11.{digits}f} ({two['cpu_seconds']:6.{digits}f})"
+            f"{result['ratio_wall']:8.2f}{result['ratio_cpu']:8.2f}",
             f"  {'first steps':60}{result['first_wall']:8.2f}{result['first_cpu']:8.2f}",
             f"  {'peak memory, GB':20}{one['peak_bytes'] / 1e9:20.2f}{two['peak_bytes'] / 1e9:20.2f}"
             f"{result['ratio_memory']:8.2f}",

@@ -8,6 +8,7 @@ import pytest
 from benchmarks.__main__ import HERE, RESULTS, page, run_all, section
 from benchmarks.catalogue import BENCHMARKS, at, figures
 from benchmarks.growth import draw, exponent
+from benchmarks.report import host_kind
 
 RECORDED = sorted(RESULTS.glob("*.json"))
 
@@ -27,10 +28,23 @@ def test_the_runner_knows_every_benchmark():
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 def test_every_figure_is_found_in_the_results(path):
-    found = json.loads(path.read_text())["benchmarks"]
+    recorded = json.loads(path.read_text())
+    found, on_gpu = recorded["benchmarks"], "gpu" in recorded
     lacking = [(name, figure.path) for name, benchmark in BENCHMARKS.items() for figure in benchmark.figures
-               if name in found and at(found[name]["found"], figure.path) is None]  # fmt: skip
+               if name in found and at(found[name]["found"], figure.path) is None
+               and (on_gpu or figure.target or not figure.on_gpu)]  # fmt: skip
     assert not lacking
+
+
+def test_results_of_a_gpu_stand_by_themselves_with_targets_of_their_own():
+    assert host_kind("NVIDIA H200") == "nvidia-h200"
+    measured = {"date": "2026-01-01 00:00 UTC", "commit": "0" * 40, "dirty": False, "versions": {"python": "3.11"},
+                "arguments": [], "seconds": 2.0, "load": [0.1, 0.9], "others": 0.0,
+                "found": {"step": {"ratio_wall": 0.4}, "step_bf16_compiled": {"ratio_wall": 0.2}}}  # fmt: skip
+    page = section({"cpu": "x", "cores": 2, "gpu": "NVIDIA H200", "benchmarks": {"step": measured}})
+    assert "## NVIDIA H200, with x, 2 cores" in page
+    assert "| training step, ours to released, wall, settled | 0.40 | <= 0.5 |" in page
+    assert "| training step in bf16, compiled, ours to released, wall | 0.20 | <= 0.25 |" in page
 
 
 def test_a_run_is_recorded_with_its_circumstances_and_leaves_other_results_alone(tmp_path):

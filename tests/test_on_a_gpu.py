@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import step
+from benchmarks.passes import SMALL
 from crm.checkpoint import load_checkpoint, restore, save_checkpoint
 from crm.conditions import CLEAN_TEST, MISSING, suite
 from crm.config import Config, override
@@ -209,6 +211,23 @@ def test_what_a_network_costs_is_measured_and_a_smoke_test_passes(trained, gpu, 
     found = measure(trained, machine(trained.parent, device="cuda"))
     assert found["device"] == "cuda" and found["training_bytes"] == 2**30 and found["step_seconds"] > 0
     smoke(TINY, machine(trained.parent, device="cuda"))
+
+
+@pytest.mark.slow
+def test_its_step_is_measured_beside_the_released_one(gpu, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(step, "CONFIG", override(step.CONFIG, SMALL))
+    monkeypatch.setattr(step, "SETTLING", 1)
+    monkeypatch.setattr(step, "SIDES", {"cuda": 64})
+    monkeypatch.setattr(step, "peak_of", lambda part, side, given: 2**30)  # another process, without this GPU
+    monkeypatch.setattr(step, "seconds_of_both", lambda *given: (1e-3, 2e-3))  # by a kernel
+    file = tmp_path / "found.json"
+    monkeypatch.setattr("sys.argv", ["step", "--device", "cuda", "--rounds", "1", "--json", str(file)])
+    step.main()
+    found = json.loads(file.read_text())
+    assert (found["gpu"], found["sampling"]["ratio"]) == ("a GPU in pretence", 0.5)
+    assert found["step"]["losses_apart"] < 1e-3 and found["step_bf16"]["losses_apart"] < 0.05
+    assert found["evaluation"]["pixels_changed"] < 0.01
+    assert "a GPU in pretence" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------------------------- several of them

@@ -274,9 +274,26 @@ def _faster_kernel(
     """The kernel if it takes less time than the gather on this device for two images of these sizes."""
     try:
         from crm.model.sampling_kernel import KernelSamples  # noqa: PLC0415 - a GPU's builds of PyTorch alone have it
+
+        kernel, gather = seconds_of_both(device, shape, points, sizes)
     except ImportError:
         return None
-    compute = torch.compiler.disable(KernelSamples.apply)
+    except Exception as error:
+        warnings.warn(f"deformable sampling without its kernel: {error}", stacklevel=2)
+        return None
+    return torch.compiler.disable(KernelSamples.apply) if kernel < gather else None
+
+
+def seconds_of_both(
+    device: torch.device, shape: tuple[int, int, int], points: int, sizes: tuple[Size, ...]
+) -> tuple[float, float]:
+    """Of forward and backward pass for two images, by the kernel and by the gather.
+
+    Args:
+        shape: tokens, heads and channels of a head.
+    """
+    from crm.model.sampling_kernel import KernelSamples  # noqa: PLC0415
+
     tokens, heads, _ = shape
     with torch.inference_mode(False), torch.enable_grad():
         draw = torch.Generator(device).manual_seed(0)
@@ -285,12 +302,7 @@ def _faster_kernel(
             torch.randn(size, device=device, generator=draw, requires_grad=True)
             for size in ((2, *shape), (*samples, 2), samples)
         ]
-        try:
-            kernel, gather = (_seconds(one, given, sizes) for one in (compute, _gathered))
-        except Exception as error:
-            warnings.warn(f"deformable sampling without its kernel: {error}", stacklevel=2)
-            return None
-    return compute if kernel < gather else None
+        return _seconds(KernelSamples.apply, given, sizes), _seconds(_gathered, given, sizes)
 
 
 def _seconds(compute: Callable[..., Any], given: Sequence[Tensor], sizes: tuple[Size, ...]) -> float:
