@@ -156,17 +156,19 @@ class Steps:
         self.image = batch.image.to(device)
         self.model = build_segmenter(CONFIG.model, split.spec.num_classes).to(device).train()
         size = (batch.image.shape[2], batch.image.shape[3])
-        machine = Machine(runs=Path(), device=device, threads=given.threads, head_passes=given.head_passes,
-                          recompute=given.recompute)  # fmt: skip
         tokens = size[0] * size[1] // PATCH**2
-        self.head_passes = machine.passes_through_head(given.batch, tokens, config.model.width)
+        self.head_passes = {}  # by whether parts are compiled
+        for compiled in {False, given.compile}:
+            machine = Machine(runs=Path(), device=device, threads=given.threads, head_passes=given.head_passes,
+                              recompute=given.recompute, compile=compiled)  # fmt: skip
+            self.head_passes[compiled] = machine.passes_through_head(given.batch, tokens, config.model.width)
         hidden = training_masks(config, size, 0)
         assert hidden is not None
         self.hidden = hidden.to(device)
         spec = split.spec
         self.targets = make_targets(batch.label, spec.num_classes, spec.ignore_index, valid=batch.valid).to(device)
         self.compiled = {
-            part: torch.compile(part._call_impl)
+            part: torch.compile(part._call_impl, dynamic=False)
             for part in self.model.modules() if given.compile and type(part) in PARTS
         }  # fmt: skip
         self.our_optimizer = build_optimizer(self.model, CONFIG.optim)
@@ -186,10 +188,10 @@ class Steps:
         theirs = released.losses(self.model, *self._given(1), CONFIG.loss, self._draw(), lambda name: nullcontext())
         found = {}
         for side in self.sides.keys() - {"released"}:
-            precision, _, compiled = side.partition(" ")
-            with in_precision(self.model, precision, self.given.device), self._compiling(bool(compiled)):
+            precision, compiled = side.partition(" ")[0], side.endswith(" compiled")
+            with in_precision(self.model, precision, self.given.device), self._compiling(compiled):
                 points = ReleasedPoints(self._draw())
-                ours = objective(self.model, *self._given(1), CONFIG.loss, points, self.head_passes).terms
+                ours = objective(self.model, *self._given(1), CONFIG.loss, points, self.head_passes[compiled]).terms
             found[side] = max(abs(ours[name].item() / value.item() - 1) for name, value in theirs.items())
         return found
 
@@ -213,7 +215,7 @@ class Steps:
         device = self.given.device
         with parted(self.model, clock), clock.part("whole"), in_precision(self.model, precision, device):
             points = RandomPoints(self._draw())
-            objective(self.model, *self._given(images), CONFIG.loss, points, self.head_passes, backward=True)
+            objective(self.model, *self._given(images), CONFIG.loss, points, self.head_passes[False], backward=True)
         named = ("backbones", "pixel decoder", "query decoder")
         for times in (clock.wall, clock.cpu):
             backward = times.pop("backward")  # to stand last, as on the other side
@@ -226,7 +228,7 @@ class Steps:
         """Not in parts: what looks into a compiled network makes another one of it."""
         with clock.part("whole"), in_precision(self.model, precision, self.given.device), self._compiling(True):
             points = RandomPoints(self._draw())
-            objective(self.model, *self._given(images), CONFIG.loss, points, self.head_passes, backward=True)
+            objective(self.model, *self._given(images), CONFIG.loss, points, self.head_passes[True], backward=True)
         descend(self.model, self.our_optimizer, clock)
 
     def _theirs(self, clock: Clock, images: int) -> None:
@@ -458,8 +460,8 @@ def table(about: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
         lines += ["", f"{name}: {same}; rounds {result['rounds']}; ceiling {result['ceiling_gflops']:.0f} GFLOP/s",
                   f"{'':22}{'released s (cpu s)':>20}{'ours s (cpu s)':>20}{'ratio':>8}{'of cpu':>8}"]  # fmt: skip
         one, two = result["released"], result["ours"]
-        for part in one["parts_wall"]:
-            a, b, c, d = (side[kind].get(part, 0.0) for kind in ("parts_wall", "parts_cpu") for side in (one, two))
+        for part in (part for part in one["parts_wall"] if part in two["parts_wall"]):
+            a, b, c, d = (side[kind][part] for kind in ("parts_wall", "parts_cpu") for side in (one, two))
             ratios = "".join(f"{ours / theirs:8.2f}" if theirs else " " * 8 for ours, theirs in ((b, a), (d, c)))
             lines.append(f"  {part:20}{a:11.{digits}f} ({c:6.{digits}f}){b:11.{digits}f} ({d:6.{digits}f}){ratios}")
         lines += [
