@@ -20,9 +20,10 @@ from torch.optim import AdamW
 
 from crm.config import Loss, Optim
 from crm.model import pixel_decoder
-from crm.model.backbone import Block
+from crm.model.backbone import Block, Merge
 from crm.model.pixel_decoder import LEVELS, sine_positions
 from crm.model.query_decoder import Attention, Prediction, QueryDecoder
+from crm.model.sampling import Size
 from crm.model.segmenter import Features, Maps, Segmenter
 from crm.model.window_attention import shift_mask
 from crm.optim import build_optimizer
@@ -33,9 +34,10 @@ Part = Callable[[str], Any]  # a context in which a part of the step is measured
 
 @contextmanager
 def as_released() -> Iterator[None]:
-    """Inside, window attention and deformable attention are computed as the released code does."""
+    """Inside, the parts of the network are computed as the released code does."""
     with ExitStack() as stack:
-        stack.enter_context(patch.object(Block, "_attn", window_attention))
+        for part, forward in ((Block, block), (Merge, merge), (pixel_decoder.EncoderLayer, encoder_layer)):
+            stack.enter_context(patch.object(part, "forward", forward))
         stack.enter_context(patch.object(pixel_decoder, "deformable_sample", stacked_samples))
         yield
 
@@ -88,6 +90,23 @@ def head(model: Segmenter, maps: Maps, part: Part) -> Prediction:
         mask_features, levels = model.pixel_decoder(maps)
     with part("query decoder"):
         return query_decoder(model.query_decoder, mask_features, levels)
+
+
+def block(of: Block, x: Tensor) -> Tensor:
+    x = x + of.drop_path1(window_attention(of, of.norm1(x)))
+    return x + of.drop_path2(of.mlp(of.norm2(x)))
+
+
+def merge(of: Merge, x: Tensor) -> Tensor:
+    b, height, width, channels = x.shape
+    x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+    x = x.reshape(b, x.shape[1] // 2, 2, x.shape[2] // 2, 2, channels).permute(0, 1, 3, 4, 2, 5).flatten(3)
+    return of.reduction(of.norm(x))
+
+
+def encoder_layer(of: pixel_decoder.EncoderLayer, x: Tensor, position: Tensor, sizes: tuple[Size, ...]) -> Tensor:
+    x = of.norm1(x + of.attention(x + position, x, sizes))
+    return of.norm2(x + of.linear2(F.relu(of.linear1(x))))
 
 
 def window_attention(block: Block, x: Tensor) -> Tensor:

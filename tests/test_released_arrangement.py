@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 from dataclasses import replace
 
+import pytest
 import torch
 
 from benchmarks import released
@@ -39,6 +40,22 @@ def test_its_losses_and_gradients_are_ours():
     one, two = gradients(model, ours), gradients(model, theirs)
     for name, gradient in one.items():
         assert (gradient - two[name]).norm() <= 1e-4 * gradient.norm() + 1e-6, name
+
+
+def test_nothing_that_we_compute_in_another_way_is_in_it(monkeypatch):
+    def ours(*given, **more):
+        raise AssertionError("ours")
+
+    model = tiny()
+    run(model, AS_RELEASED)  # what is cached is cached
+    for name in ("backbone.normed_linear", "backbone.window_attention", "backbone.feed_forward",
+                 "pixel_decoder.feed_forward", "query_decoder.attend", "query_decoder.attention_mask",
+                 "query_decoder.mask_product", "sampling._gathered"):  # fmt: skip
+        monkeypatch.setattr(f"crm.model.{name}", ours)
+    with pytest.raises(AssertionError, match="ours"):
+        run(model, AS_RELEASED)
+    released.losses(model, IMAGE, HIDDEN, TARGETS, AS_RELEASED, random(3), lambda _: nullcontext())
+    released.predict(model, IMAGE)
 
 
 def test_its_class_map_is_ours():
