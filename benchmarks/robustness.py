@@ -17,6 +17,7 @@ network works.
 import time
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,6 +30,7 @@ from crm.confusion import Evaluation
 from crm.data.dataset import Split, open_split
 from crm.data.specs import SYNTHETIC
 from crm.evaluate import AT_ONCE, Scored, answer, at_once, evaluate, image_scores, modality_input
+from crm.machine import Machine
 from crm.model.segmenter import Segmenter, build_segmenter
 from experiments.synthetic_small import config as demo
 
@@ -49,6 +51,8 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=1)
     given = options.parse_args()
     torch.set_num_threads(given.threads)
+    if given.device != "cpu":
+        Machine(runs=Path(), device=given.device, threads=given.threads).take_process()
     height, width = map(int, given.size.split("x"))
     torch.manual_seed(0)
     model = build_segmenter(MODELS[given.model], SYNTHETIC.num_classes).to(given.device).eval()
@@ -158,7 +162,7 @@ def clock(device: str) -> float:
     """Seconds: of this process's work on a CPU, of everybody's time where a GPU works."""
     if device == "cpu":
         return time.process_time()
-    torch.cuda.synchronize()
+    torch.cuda.synchronize(device)
     return time.perf_counter()
 
 

@@ -427,7 +427,7 @@ def product_speed(kind: torch.dtype, device: str) -> float:
 def peak_of(part: str, side: str, given: argparse.Namespace) -> int:
     """Peak of memory, in bytes, of a process of its own that takes some turns of one side."""
     told = ["--part", part, "--peak-of", side, "--batch", given.batch, "--threads", given.threads,
-            "--head-passes", given.head_passes, "--device", given.device,
+            "--head-passes", given.head_passes, "--device", given.device, "--precision", given.precision,
             *(f"--{name}" for name in ("recompute", "compile") if getattr(given, name))]  # fmt: skip
     command = [sys.executable, "-m", "benchmarks.step", *map(str, told)]
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)

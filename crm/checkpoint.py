@@ -134,7 +134,8 @@ def restore(checkpoint: Checkpoint, trainer: "Trainer") -> None:
         state = {}
         for key in ("step", "exp_avg", "exp_avg_sq"):
             if (value := checkpoint.optimizer.get(prefix + key)) is not None:
-                state[key] = value.to(parameter.device)  # the counter too: the fused kernel reads it there
+                # the fused kernel wants the counter on the device too, and moments in the order of their weights
+                state[key] = value.to(parameter.device) if key == "step" else torch.empty_like(parameter).copy_(value)
         if state:
             trainer.optimizer.state[parameter] = state
     torch.manual_seed(0)  # every step seeds itself; nothing may depend on what is left over here

@@ -123,7 +123,7 @@ def evaluate_run(
         def told(scored: Scored, before: Scored = passed) -> None:
             tell(Scored(before.done + scored.done, before.count, before.seconds + scored.seconds))
 
-        batch = at_once(max(config.batch, AT_ONCE), split.size, machine.device)
+        batch = machine.at_once(at_once(max(config.batch, AT_ONCE), split.size, machine.device))
         written, began = 0, time.monotonic()
         for condition, result in evaluate(model, split, wanted, batch, machine.device, trained, stop, told, kept):
             claim.check()

@@ -75,7 +75,11 @@ BY_NUMBER = {
 
 # What messages say, the first that fits: libraries raise plain RuntimeErrors for most of it.
 BY_MESSAGE = (
-    ("gpu_memory", r"(CUDA|HIP) out of memory|CU(BLAS|DNN|SPARSE)_STATUS_ALLOC_FAILED|CUDA error: out of memory"),
+    (
+        "gpu_memory",
+        r"(CUDA|HIP) out of memory|CUDA error: out of memory|Cuda failure 2 'out of memory'|Triton Error.*out of memory"
+        r"|CU(BLAS|DNN|SPARSE)_STATUS_(ALLOC_FAILED|NOT_INITIALIZED)|DEVICE_ALLOCATION_FAILED|unable to find an engine",
+    ),
     ("host_memory", r"can't allocate memory|not enough memory|Cannot allocate memory|DataLoader worker .* killed by"),
     ("disk", r"No space left on device|Disk quota exceeded|File too large"),
     (
@@ -142,9 +146,10 @@ def kind_of(reason: str) -> str:
 def _kind(classes: Iterable[str], message: str) -> str:
     """By the class where it says enough, else by the message: a ValueError or OSError may be anything."""
     found = next((BY_CLASS[name] for name in classes if name in BY_CLASS), "unknown")
-    if found not in ("input", "unknown"):
+    told = next((kind for kind, words in BY_MESSAGE if re.search(words, message)), found)
+    if found not in ("input", "unknown") and told != "gpu_memory":  # of which libraries of all kinds speak
         return found
-    return next((kind for kind, words in BY_MESSAGE if re.search(words, message)), found)
+    return told
 
 
 # ---------------------------------------------------------------------------------------------- from a scheduler

@@ -215,6 +215,7 @@ class Worker:
             bufsize=1,
         )
         self.cell: Cell | None = None
+        self.fragile = machine.device.startswith("cuda")  # an error on a GPU may spoil it for the whole process
 
     def give(self, cell: Cell, folder: Path) -> None:
         assert self.process.stdin is not None
@@ -235,7 +236,15 @@ class Worker:
         if code is None:
             return None
         cell, self.cell = self.cell, None
+        if code == FAILED and self.fragile:
+            self.dismiss()
         return cell, code
+
+    @property
+    def free(self) -> bool:
+        """Whether it takes work."""
+        assert self.process.stdin is not None
+        return self.cell is None and not self.process.stdin.closed and self.process.poll() is None
 
     def dismiss(self) -> None:
         """No more work: the worker leaves by itself."""
@@ -246,7 +255,7 @@ class Worker:
 def _idle(workers: list[Worker], queue: Queue, adopted: Sequence[Cell]) -> Worker:
     """A worker without a cell; if there is none a new one, on the GPU that has the fewest, others' workers counted."""
     for worker in workers:
-        if worker.cell is None and worker.process.poll() is None:
+        if worker.free:
             return worker
     used = [worker.gpu for worker in workers if worker.process.poll() is None]
     used += [(queue.state(cell).holder or {}).get("gpu", "") for cell in adopted]

@@ -91,6 +91,7 @@ class Machine:
             if int(number or 0) >= (count := torch.cuda.device_count()):
                 found = f"{count} GPU{'s' * (count > 1)}" if count else "no GPU"
                 raise ValueError(f"this machine has no {self.device}: PyTorch finds {found} here (crm doctor)")
+            allow_tf32(False)
             if number:
                 torch.cuda.set_device(int(number))
         torch.set_num_threads(self.threads)
@@ -98,9 +99,13 @@ class Machine:
             for setting in (TRIM_THRESHOLD, MMAP_THRESHOLD):
                 tell(*setting)
 
+    def at_once(self, images: int) -> int:
+        """So many images, or on a GPU no more than a micro-batch: its memory was short for training, which takes more."""
+        return min(images, self.micro_batch) if self.device != "cpu" and self.micro_batch else images
+
     def numerics(self) -> dict[str, Any]:
         """What bit identity depends on; recorded by a run's first attempt and used by all later ones."""
-        return {name: getattr(self, name) for name in NUMERICS}
+        return {name: getattr(self, name) for name in NUMERICS} | {"device": self.device.partition(":")[0]}
 
     def written(self) -> dict[str, Any]:
         """As plain values, for another process; `Machine.read` makes it again."""
@@ -114,6 +119,13 @@ class Machine:
         for name in FOLDERS:
             values[name] = Path(values[name]) if values[name] else None
         return cls(**values)
+
+
+def allow_tf32(on: bool) -> None:
+    """Whether a GPU may compute products of float32 with the digits of TF32; PyTorch lets convolutions, if not told."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
 
 
 FOLDERS = ("runs", "data", "weights", "cache")

@@ -5,8 +5,10 @@ norms, position-bias tables and embeddings are not decayed, biases and mask toke
 norms, which the released code has not, starts from nothing like the head and has the head's rate.
 """
 
+import torch
 from torch import nn
 from torch.optim import AdamW
+from torch.optim.swa_utils import AveragedModel
 
 from crm.config import Optim
 from crm.names import chosen
@@ -36,6 +38,20 @@ def build_optimizer(model: nn.Module, optim: Optim, fused: bool = True) -> AdamW
         ],
         fused=fused,
     )
+
+
+@torch.no_grad()
+def follow(average: AveragedModel, model: nn.Module, decay: float) -> None:
+    """The exponential moving average of the weights after one more step; buffers are the model's.
+
+    As `AveragedModel.update_parameters`, which on a GPU waits for the number of steps to arrive there, unused.
+    """
+    if average.n_averaged == 0:
+        decay = 0.0
+    torch._foreach_lerp_(list(average.module.parameters()), list(model.parameters()), 1 - decay)
+    for own, theirs in zip(average.module.buffers(), model.buffers(), strict=True):
+        own.copy_(theirs)
+    average.n_averaged += 1
 
 
 def _in_backbone(path: str) -> bool:

@@ -49,7 +49,9 @@ def measure(folder: Path, machine: Machine) -> dict[str, Any]:
 
     with FlopCounterMode(display=False) as inference:
         predict()  # with gradients, without which the counter fails at a parameter that is an input of a module
-    trainer.optimizer.zero_grad(set_to_none=True)  # they are no part of inference
+    trainer.optimizer.zero_grad(set_to_none=True)  # gradients, moments and averages are no part of inference
+    trainer.optimizer.state.clear()
+    trainer.average = None
     with torch.inference_mode():
         latency, inference_bytes = _timed(predict, IMAGES, machine.device)
     return {

@@ -178,6 +178,8 @@ def recorded_numerics(folder: Path, machine: Machine) -> Machine:
         return machine
     if (begun := recorded.get("processes", 1)) != machine.processes:
         raise ValueError(f"the run was begun with {begun} processes; start it with as many, not {machine.processes}")
+    if recorded["device"].partition(":")[0] == machine.device.partition(":")[0]:
+        recorded = {**recorded, "device": machine.device}  # which of several GPUs changes nothing
     return replace(machine, **recorded)
 
 

@@ -11,24 +11,25 @@ b = images of this process, B = images of the whole batch, h w = tokens
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from crm import distributed
 from crm.config import Config
 from crm.data.specs import DatasetSpec
 from crm.data.transforms import Batch
 from crm.faults import strikes
-from crm.machine import Machine
+from crm.machine import Machine, allow_tf32
 from crm.masking import training_masks
 from crm.model.backbone import PATCH, drawn_for
 from crm.model.segmenter import Segmenter, build_segmenter
 from crm.objective import View, objective
-from crm.optim import build_optimizer, rate
+from crm.optim import build_optimizer, follow, rate
 from crm.passes import drawn_passes
 from crm.points import RandomPoints
 from crm.randomness import derive
@@ -105,8 +106,6 @@ class Trainer:
 
     def _prepare(self) -> None:
         """How the machine computes the network: none of it changes what is computed."""
-        if self.machine.device.startswith("cuda"):
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.machine.precision == "tf32"
         if self.machine.channels_last:
             self.model.to(memory_format=torch.channels_last)  # pyright: ignore - an overload that Module.to lacks
         self.model.recompute(self.machine.recompute)
@@ -114,6 +113,7 @@ class Trainer:
         if self.machine.compile:
             from torch._inductor import config as inductor  # noqa: PLC0415 - loads a compiler, which takes seconds
 
+            torch._dynamo.config.recompile_limit = 64  # each part of a batch has its own place in it
             inductor.fallback_random = True  # the draws of stochastic depth stay those of a run that is not compiled
             # what these functions return is the same at every call, so tracing through their cache is right
             warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
@@ -124,7 +124,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, self.config.optim)
         decay = self.config.optim.ema
         # the average has buffers as they are now; only parameters are averaged
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+        self.average = AveragedModel(self.model) if decay else None
 
     @property
     def evaluated(self) -> Segmenter:
@@ -181,7 +181,7 @@ class Trainer:
             group["lr"] = group["initial_lr"] * factor
         self.optimizer.step()
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            follow(self.average, self.model, config.optim.ema)
         lr = max(group["lr"] for group in self.optimizer.param_groups)
         taken = Late(number, list(sums), torch.cat([values, torch.stack(norms)]), lr, masks)
         self.unchecked.append(taken)
@@ -195,7 +195,7 @@ class Trainer:
         torch.manual_seed(derive(seed, number, "drop path"))
         points = RandomPoints(torch.Generator(device).manual_seed(derive(seed, number, "points")))
         try:
-            with self._autocast():
+            with self._autocast(), self._tf32():
                 losses = objective(
                     self.model,
                     image,
@@ -225,6 +225,15 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         kind = self.machine.device.partition(":")[0]
         return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.machine.precision == "bf16")
+
+    @contextmanager
+    def _tf32(self) -> Iterator[None]:
+        """Inside, TF32 is allowed if this is its precision; validation and evaluation are in float32."""
+        allow_tf32(self.machine.precision == "tf32")
+        try:
+            yield
+        finally:
+            allow_tf32(False)
 
     def _parts(self, images: int) -> Iterator[slice]:
         """This process's images, cut into micro-batches."""

@@ -178,7 +178,9 @@ def _matrix(trainer: Trainer, split: Split) -> np.ndarray:
     total = torch.zeros(split.spec.num_classes, split.spec.num_classes, dtype=torch.int64)
     condition, machine = Condition(split=split.name), trainer.machine
     if len(mine):
-        ((_, found),) = evaluate(trainer.evaluated, mine, [condition], trainer.config.batch, machine.device)
+        ((_, found),) = evaluate(
+            trainer.evaluated, mine, [condition], machine.at_once(trainer.config.batch), machine.device
+        )
         total += torch.from_numpy(found.confusion.sum(axis=0, dtype=np.int64))
     return distributed.add_up(total.to(machine.device)).cpu().numpy()
 
@@ -282,9 +284,12 @@ def _finish(config: Config, folder: Path, claim: Claim, model: nn.Module, best: 
 
 
 def _identical(lines: list[dict[str, Any]]) -> bool:
-    """Whether all attempts computed alike, so that the same run elsewhere has the same bits; else it is equivalent."""
+    """Whether all attempts computed alike, so that the same run elsewhere has the same bits; else it is equivalent.
+
+    A GPU adds gradients of samples in the order in which they come, which is another one every time.
+    """
     numerics = [line["numerics"] for line in lines if line["event"] == "attempt"]
-    return all(one == numerics[0] for one in numerics)
+    return all(one == numerics[0] and one["device"] == "cpu" for one in numerics)
 
 
 def _spent(lines: list[dict[str, Any]]) -> float:

@@ -163,8 +163,7 @@ def _work(
     from crm.train import train
 
     trained = (mine.folder / "result.json").exists()
-    if not trained:
-        machine = eased(mine.folder, recorded_numerics(mine.folder, machine))
+    machine = eased(mine.folder, machine if trained else recorded_numerics(mine.folder, machine))
     machine.take_process()
     if not trained:
         if _chief(machine.processes):
@@ -198,7 +197,8 @@ def _record_failure(mine: Claim, error: BaseException) -> None:
         told = read_json(mine.folder / "failure.json")
         if told is None or told["token"] != mine.token:
             step = (read_json(mine.folder / "progress.json") or {}).get("step", 0)
-            kind = "node" if lost else reason_of(error)
+            kind = reason_of(error)
+            kind = "node" if lost and kind != "gpu_memory" else kind
             known = {"kind": kind, "reason": reason, "step": step, "token": mine.token}
             write_json(mine.folder / "failure.json", {**known, "traceback": traceback.format_exc()})
             append(mine.folder, "end", outcome="failed", **known)

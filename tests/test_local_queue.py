@@ -13,10 +13,13 @@ import pytest
 
 from crm.checkpoint import load_checkpoint
 from crm.cli.local import Places, places
+from crm.config import override
 from crm.failures import REASONS
 from crm.local import Queue, Worker, fewest
-from crm.records import raw_lines, read_json
-from tests.tiny import TINY_SETS, machine
+from crm.records import open_run, raw_lines, read_json
+from crm.sweep import Cell
+from crm.worker import FAILED
+from tests.tiny import TINY, TINY_SETS, machine
 
 ROOT = Path(__file__).resolve().parents[1]
 CRM = [sys.executable, "-c", "from crm.cli import main; main()"]
@@ -245,6 +248,20 @@ def test_a_worker_sees_the_gpu_that_it_was_given(tmp_path):
     until(lambda: psutil.Process(worker.process.pid).environ().get("CUDA_VISIBLE_DEVICES") == "3", worker.process)
     worker.dismiss()
     with worker.process:  # closes its pipes
+        assert worker.process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize(("device", "stays"), [("cuda:99", False), ("cpu", True)])
+def test_a_worker_that_failed_on_a_gpu_gets_no_other_run_for_its_gpu_may_be_lost_to_it(device, stays, tmp_path):
+    config = override(TINY, {"model.init": "absent"})
+    cell = Cell(variant="a", seed=0, config=config)
+    queue = Queue(cells=[cell], machine=machine(tmp_path, device=device), selection="last", conditions=[], workers=1)
+    worker = Worker(queue, "")
+    worker.give(cell, open_run(tmp_path, config))
+    until(lambda: (told := worker.answer()) is not None and told[1] == FAILED, worker.process)
+    assert worker.free == stays
+    worker.dismiss()
+    with worker.process:
         assert worker.process.wait(PATIENCE) == 0
 
 

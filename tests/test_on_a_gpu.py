@@ -23,7 +23,7 @@ from crm.distributed import World, own_gpu
 from crm.evaluate import evaluate
 from crm.overhead import measure
 from crm.predict import load_network, predict
-from crm.records import evaluation, open_run
+from crm.records import evaluation, open_run, record_numerics, recorded_numerics
 from crm.smoke import smoke
 from crm.step import Step, Trainer
 from crm.verify import verified_images
@@ -240,6 +240,34 @@ def test_processes_of_a_run_take_a_gpu_each():
     assert each_sees_its_own == [0, 0]
     with pytest.raises(ValueError, match="--device cuda, not cuda:1"):
         own_gpu("cuda:1", World(0, 2), count=2)
+
+
+def test_where_memory_was_short_for_training_no_more_images_are_evaluated_at_once():
+    how = {(device, micro): machine(Path("nowhere"), device=device, micro_batch=micro).at_once(16)
+           for device in ("cpu", "cuda") for micro in (0, 4)}  # fmt: skip
+    assert how == {("cpu", 0): 16, ("cpu", 4): 16, ("cuda", 0): 16, ("cuda", 4): 4}
+
+
+def test_which_gpu_it_was_is_no_part_of_a_runs_numerics(tmp_path):
+    folder = open_run(tmp_path, TINY)
+    record_numerics(folder, machine(tmp_path, device="cuda:1"))
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    (folder / "checkpoints" / "last.safetensors").touch()
+    assert recorded_numerics(folder, machine(tmp_path, device="cuda")).device == "cuda"
+    assert recorded_numerics(folder, machine(tmp_path)).device == "cuda"  # another kind: that of the first attempt
+
+
+def test_tf32_is_for_training_alone(gpu):
+    allowed = []
+    found = trainer(CONFIG, "cuda", precision="tf32")
+    found.model.pixel_decoder.register_forward_pre_hook(lambda *given: allowed.append(both()))
+    steps(found, 1)
+    assert allowed and all(one == (True, True) for one in allowed)
+    assert both() == (False, False)
+
+
+def both() -> tuple[bool, bool]:
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
 
 
 def test_a_gpu_that_is_not_there_is_refused(gpu):

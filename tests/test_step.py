@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from crm.data.loader import make_batch
 from crm.data.views import OTHER_SCENES, VIEWS
 from crm.machine import Machine
 from crm.masking import FILLS, MASKINGS
+from crm.model.backbone import drawn_for
 from crm.step import RunFailed, Step, Trainer
 from tests.tiny import TINY, machine
 
@@ -57,6 +59,21 @@ def test_what_only_saves_memory_gives_the_same_bits(how, whole):
     assert taken(made) == whole[1]
     expected = weights(whole[0])
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(made).items())
+
+
+def test_what_is_recomputed_has_the_draws_of_its_part_of_a_batch_whoever_asks_for_it():
+    """A GPU's backward pass runs in another thread, which knows nothing of the part."""
+    made = trainer()
+    branch, found = made.model.backbone.rgb.train(), []
+    image = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    for on in (False, True):
+        made.model.recompute(on)
+        torch.manual_seed(0)
+        with drawn_for(2, 2, 4):
+            loss = branch(image, None)[-1].square().sum()
+        with ThreadPoolExecutor(1) as other:
+            found.append(other.submit(torch.autograd.grad, loss, branch.patch_embed.proj.weight).result()[0])
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -191,15 +208,15 @@ def test_the_average_follows_its_formula():
         assert torch.equal(ours, theirs), name
 
 
-@pytest.mark.parametrize("teacher", ["train", "ema"])
-def test_a_checkpoint_restores_weights_average_and_optimiser(teacher, tmp_path):
+@pytest.mark.parametrize(("teacher", "how"), [("train", {}), ("ema", {}), ("train", {"channels_last": True})])
+def test_a_checkpoint_restores_weights_average_and_optimiser(teacher, how, tmp_path):
     config = override(CONFIG, {"optim.ema": 0.8, "loss.teacher": teacher})
-    straight = trainer(config)
+    straight = trainer(config, **how)
     taken(straight, 3)
-    made = trainer(config)
+    made = trainer(config, **how)
     taken(made, 2)
     save_checkpoint(tmp_path / "last.safetensors", made, {"step": 2})
-    resumed = trainer(config)
+    resumed = trainer(config, **how)
     restore(load_checkpoint(tmp_path / "last.safetensors"), resumed)
     resumed.step(make_batch(config, SPLIT, 2), 2)
     for part in ("model", "evaluated"):

@@ -13,7 +13,7 @@ from crm.cli.options import Data, Device, Json, Runs, Slurm
 from crm.cli.runs import Threads, carry_out, checkpoint_file, find_run, matching_runs, run_machine
 from crm.cli.scores import number, print_scores
 from crm.conditions import Condition, condition, suite
-from crm.machine import Machine, cores
+from crm.machine import Machine
 from crm.sweep import SELECTIONS
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def evaluate_sweep(
     rerun: str = "",
 ) -> None:
     """Evaluates every trained run of a sweep under a suite, and prints a line for each; exits with 3 if all were."""
-    from crm.cli.local import Places, run_cells
+    from crm.cli.local import places, run_cells
     from crm.cli.started import cells_of, submit_sweep
     from crm.confusion import load_evaluation
     from crm.records import evaluation, lacking
@@ -138,15 +138,15 @@ def evaluate_sweep(
         options.echo_json(done) if json else None
         return
     if todo:
-        workers = min(workers or cores(), len(todo))
-        machine = machine if own_threads else replace(machine, threads=options.share_of_threads(workers))
+        where = places(workers, machine.device, "", 1, len(todo))
+        machine = machine if own_threads else replace(machine, threads=options.share_of_threads(where.workers))
         try:
             failed = run_cells(
                 f"{name}+{suite_name}",
                 found,
                 todo,
                 machine,
-                Places(workers=workers),
+                where,
                 "local",
                 False,
                 say,

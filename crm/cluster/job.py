@@ -214,6 +214,7 @@ def _afterwards(folder: SweepFolder, submission: Submission, number: int) -> Non
         command += ["--only", label]
     if (data := asked.machine["data"]) is not None:
         command += ["--data", data]
+    command += ["--device", asked.machine["device"], "--threads", str(asked.machine["threads"])]
     subprocess.run(command, check=True)
 
 

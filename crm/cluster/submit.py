@@ -134,8 +134,10 @@ def _executor(folder: SweepFolder, submission: Submission, after: str, held: boo
     from submitit import SlurmExecutor
 
     wanted = Resources(**{**submission.resources, "setup": tuple(submission.resources["setup"])})
-    if submission.kind in ("reconcile", "afterwards"):
+    if submission.kind == "reconcile":
         wanted = replace(wanted, **SMALL)
+    if submission.kind == "afterwards":  # one process, with what a run has: it evaluates and measures
+        wanted = replace(wanted, nodes=1, tasks=1)
     if submission.kind == "tune":
         wanted = replace(wanted, **{**SMALL, "minutes": wanted.minutes})
     folder.jobs(submission.token).mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,8 @@ b = batch, h w = height and width in tokens (H W in pixels), c = channels, i = i
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -64,6 +65,17 @@ class StochasticDepth(nn.Module):
         draws = torch.rand(len(x) // images, whole, device=x.device, generator=generator)[:, first : first + images]
         kept = (draws >= self.rate).to(x.dtype) / (1 - self.rate)
         return x * kept.view(-1, *[1] * (x.ndim - 1))
+
+
+def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """What the block makes of x; computed once more in the backward pass, with the draws that it has now.
+
+    A GPU's backward pass is in a thread of its own, which knows nothing of `drawn_for`.
+    """
+    work = block if torch.compiler.is_compiling() else partial(copy_context().run, block)
+    found = checkpoint(work, x, use_reentrant=False)
+    assert isinstance(found, Tensor)
+    return found
 
 
 class Block(SwinTransformerBlock):
@@ -167,7 +179,7 @@ class SwinBranch(nn.Module):
         maps = []
         for stage, norm in zip(self.stages, self.norms, strict=True):
             for block in stage.get_submodule("blocks").children():
-                x = checkpoint(block, x, use_reentrant=False) if self.recompute and self.training else block(x)
+                x = _recomputed(block, x) if self.recompute and self.training else block(x)
             maps.append(norm(x).permute(0, 3, 1, 2))
             x = stage.merge(x)
         return maps

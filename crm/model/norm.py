@@ -60,7 +60,7 @@ class BatchNorm(nn.BatchNorm2d):
             if follows:
                 return super().forward(input)
             return F.batch_norm(input, None, None, self.weight, self.bias, training=True, eps=self.eps)
-        count = input.new_tensor([input.numel() / input.shape[1]])
+        count = input.new_full((1,), input.numel() / input.shape[1])
         dist.all_reduce(count)
         mean = _SumOverProcesses.apply(input.sum((0, 2, 3))) / count
         centred = input - mean[:, None, None]

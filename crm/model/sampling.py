@@ -295,7 +295,8 @@ def seconds_of_both(
     from crm.model.sampling_kernel import KernelSamples  # noqa: PLC0415
 
     tokens, heads, _ = shape
-    with torch.inference_mode(False), torch.enable_grad():
+    as_it_is = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)  # a checkpoint around has its own
+    with torch.inference_mode(False), torch.enable_grad(), as_it_is:
         draw = torch.Generator(device).manual_seed(0)
         samples = (2, tokens, heads, len(sizes), points)
         given = [

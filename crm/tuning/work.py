@@ -124,7 +124,7 @@ class LocalRuns(Runs):
         folder = open_run(self.runs, cell.config)
         mark(self.runs, cell.id, self.study)
         (folder / "failure.json").unlink(missing_ok=True)
-        worker = next((one for one in self.pool if one.cell is None and one.process.poll() is None), None)
+        worker = next((one for one in self.pool if one.free), None)
         if worker is None:
             for dead in [one for one in self.pool if one.process.poll() is not None]:
                 self._part_with(dead)
