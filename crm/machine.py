@@ -100,7 +100,7 @@ class Machine:
                 tell(*setting)
 
     def at_once(self, images: int) -> int:
-        """So many images, or on a GPU no more than a micro-batch: its memory was short for training, which takes more."""
+        """So many images to evaluate, or on a GPU no more than a micro-batch, where memory is short."""
         return min(images, self.micro_batch) if self.device != "cpu" and self.micro_batch else images
 
     def numerics(self) -> dict[str, Any]:

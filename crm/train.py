@@ -178,9 +178,8 @@ def _matrix(trainer: Trainer, split: Split) -> np.ndarray:
     total = torch.zeros(split.spec.num_classes, split.spec.num_classes, dtype=torch.int64)
     condition, machine = Condition(split=split.name), trainer.machine
     if len(mine):
-        ((_, found),) = evaluate(
-            trainer.evaluated, mine, [condition], machine.at_once(trainer.config.batch), machine.device
-        )
+        batch = machine.at_once(trainer.config.batch)
+        ((_, found),) = evaluate(trainer.evaluated, mine, [condition], batch, machine.device)
         total += torch.from_numpy(found.confusion.sum(axis=0, dtype=np.int64))
     return distributed.add_up(total.to(machine.device)).cpu().numpy()
 
