@@ -5,8 +5,8 @@
 What was found lies in benchmarks/results/<kind of machine>.json with date, commit, versions and how busy the machine
 was otherwise; results of benchmarks that are not run now stay. benchmarks/README.md is written from these files.
 Without names all are run but those that take long; with `--device cuda` those that a GPU is measured by, whose results
-have a file of their own. `--quick` is a small form, to see that everything works: its results
-go to a folder of their own, for the table is of whole ones.
+have a file of their own. `--quick` is a small form, to see that everything works: its results go to a folder of their
+own, for the table is of whole ones.
 """
 
 import argparse
@@ -77,11 +77,12 @@ def main() -> None:
 
 def gpu_name(device: str) -> str:
     """The kind of GPU that `device` is, "" for a CPU; ValueError if it is not there."""
-    if Machine(runs=Path(), device=device).device == "cpu":
+    asked = Machine(runs=Path(), device=device)
+    if device == "cpu":
         return ""
     import torch  # noqa: PLC0415 - takes seconds
 
-    Machine(runs=Path(), device=device).take_process()
+    asked.take_process()
     return torch.cuda.get_device_name(device)
 
 
